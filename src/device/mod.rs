@@ -1,0 +1,431 @@
+//! The seam: everything the engine asks of a device, on flat memory and explicit geometry.
+//!
+//! Letters mean one thing everywhere, host and device: N C H W input, K filters, R S taps, P Q output; prefix `d` is the
+//! adjoint (∂ loss / ∂ ·), prefix `t` the tangent (d · / dt along v). Activations are NHWC, filters [K][R][S][C].
+//!
+//! Two ideas carry the interface:
+//! - **Source**: batch-norm and ReLU are *pending* on a stored tensor until an operation reads it. A [`Source`] is
+//!   relu(A·x + C) with one A and C per channel; it is evaluated while it is read, in three forms (forward, tangent,
+//!   adjoint). Padding stays zero after it.
+//! - **Epilogue**: an operation that writes a tensor ends in a fixed order: accumulate → mask → round and store →
+//!   per-channel sums of the stored values. The sums are what the next batch-norm needs, so it costs no pass of its own
+//!   on a device that fuses; one that does not runs them as a second pass inside the same call.
+//!
+//! Operations write into given outputs, allocate nothing, return before the work is done on an asynchronous device, and
+//! run in the order of the calls. Operands of one call never overlap where one of them is written.
+
+pub mod cpu;
+mod memory;
+mod shape;
+
+pub use memory::{ALIGN, Element, Layout, Mem, Region, Span};
+pub use shape::{AugmentShape, ConvShape, LossShape, PoolShape, Rows, StepParams};
+
+use crate::Result;
+
+/// Whether a result replaces what is there or is added to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Write {
+    Set,
+    Add,
+}
+
+/// relu(A·x + C), pending on the stored tensor x [rows][C]. Computed as fma(A, x, C) on a GPU; every form of one device
+/// computes it alike, so that masks agree bit for bit.
+pub struct Source<'a, A> {
+    /// Stored values, `Act`.
+    pub x: Span<'a, A>,
+    /// `Real` [2][C]: scale A, shift C. None: the identity.
+    pub affine: Option<Span<'a, A>>,
+    pub relu: bool,
+}
+
+/// The tangent of a source: mask·(A·tx + B·x + D).
+pub struct Tangent<'a, A> {
+    /// Tangent of the stored values, `Act`. None: zero (the network's input).
+    pub tx: Option<Span<'a, A>>,
+    /// `Real` [2][C]: B, D. None: zero.
+    pub slope: Option<Span<'a, A>>,
+}
+
+/// Per-channel sums of the values that an operation has just stored, as per-tile partials that [`Device::norm_forward`],
+/// [`Device::norm_tangent`] and [`Device::norm_backward`] finish in fixed order.
+pub enum Sums<'a, A> {
+    None,
+    /// (mean, Σ(u − mean)²) of the stored values u.
+    Moments {
+        partials: Span<'a, A>,
+    },
+    /// (Σ u, Σ u·x̂) with x̂ = (x − mean)·rstd of the stored tensor x; statistics: `Real` [2][C] mean, rstd.
+    Dot {
+        x: Span<'a, A>,
+        statistics: Span<'a, A>,
+        partials: Span<'a, A>,
+    },
+}
+
+/// What follows the accumulation of an output, in this order: mask, store, sums.
+pub struct Epilogue<'a, A> {
+    /// Zero the value where this source's ReLU is closed (A·x + C ≤ 0). Only for sources with `relu`.
+    pub mask: Option<Source<'a, A>>,
+    pub sums: Sums<'a, A>,
+}
+
+impl<A> Epilogue<'_, A> {
+    /// Store and nothing else.
+    pub fn none() -> Self {
+        Epilogue {
+            mask: None,
+            sums: Sums::None,
+        }
+    }
+}
+
+// Derived `Clone`/`Copy` would ask for `A: Copy`.
+macro_rules! copy {
+    ($($name:ident),*) => {$(
+        impl<A> Clone for $name<'_, A> {
+            fn clone(&self) -> Self { *self }
+        }
+        impl<A> Copy for $name<'_, A> {}
+    )*};
+}
+copy!(Source, Tangent, Sums, Epilogue, Norm, Targets);
+
+/// Geometry of a node, for [`Device::prepare`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Geometry {
+    Conv(ConvShape),
+    Join(Rows),
+    Pool(PoolShape),
+}
+
+/// What a device wants for one node, fixed before memory is planned.
+#[derive(Clone, Copy, Debug)]
+pub struct Prepared<T> {
+    /// Bytes that live from the node's forward pass to the end of its backward pass.
+    pub saved_bytes: usize,
+    /// Bytes that any one call of the node may overwrite.
+    pub scratch_bytes: usize,
+    /// The device's choice of algorithm.
+    pub algorithm: T,
+}
+
+/// What every call of one convolution shares.
+pub struct Conv<'a, D: Device> {
+    pub shape: &'a ConvShape,
+    pub prepared: &'a Prepared<D::Algorithm>,
+    /// Input, [N,H,W,C].
+    pub x: Source<'a, D::Arena>,
+    /// `saved_bytes` bytes.
+    pub saved: Mem<'a, D>,
+    /// `scratch_bytes` bytes.
+    pub scratch: Mem<'a, D>,
+}
+
+impl<D: Device> Clone for Conv<'_, D> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<D: Device> Copy for Conv<'_, D> {}
+
+/// Which statistics batch-norm uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Statistics {
+    /// Those of the batch; `update`: the running statistics take a step towards them.
+    Batch { update: bool },
+    /// The running statistics, as constants.
+    Running,
+}
+
+/// One batch-norm: the stored tensor x [rows][C] it is pending on, and its per-channel values, all `Real` [C].
+pub struct Norm<'a, A> {
+    pub shape: Rows,
+    pub eps: f64,
+    /// Step of the running statistics towards the batch's.
+    pub momentum: f64,
+    pub gamma: Span<'a, A>,
+    pub beta: Span<'a, A>,
+    pub running_mean: Span<'a, A>,
+    /// Unbiased: divides by max(count − 1, 1).
+    pub running_var: Span<'a, A>,
+    /// [2][C]: mean, rstd = 1/√(biased variance + eps).
+    pub statistics: Span<'a, A>,
+    /// [2][C]: A = γ·rstd, C = β − mean·A.
+    pub affine: Span<'a, A>,
+    /// [2][C]: B, D of the tangent or of the adjoint, whichever was computed last.
+    pub slope: Span<'a, A>,
+    /// Per-tile sums, [`Device::partials_bytes`] bytes.
+    pub partials: Span<'a, A>,
+}
+
+/// Targets of the cross-entropy.
+pub enum Targets<'a, A> {
+    /// i32 [entries], each in 0..classes.
+    Hard(Span<'a, A>),
+    /// `Real` [entries][classes], each row summing to 1.
+    Soft(Span<'a, A>),
+}
+
+/// How raw weights become weights, over all `count` entries jointly (METHOD 2.4).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Normalise {
+    /// max(r,0) / (Σ max(r,0) + 1e-10); all zero where no r is positive.
+    Rectify,
+    /// softmax(r/T).
+    Softmax { temperature: f64 },
+    /// σ(r) / Σσ(r).
+    Sigmoid,
+    /// softmax(r), entries at or below the threshold zeroed, not renormalised.
+    Hard { threshold: f64 },
+}
+
+/// Everything the engine asks of a device. `&self`: a device is shared by the threads of a run.
+pub trait Device: Sized + Send + Sync + 'static {
+    /// Storage of activations, tangents and their adjoints.
+    type Act: Element;
+    /// Parameters, statistics, sums, losses and weights.
+    type Real: Element;
+    /// A flat block of device memory.
+    type Arena: Send + Sync;
+    /// The device's choice of algorithm for a node.
+    type Algorithm: Copy + std::fmt::Debug + Send + Sync;
+
+    /// What `l2b devices` calls it, e.g. "cpu" or "cuda:0 (NVIDIA H200)".
+    fn name(&self) -> String;
+
+    // ---- memory
+
+    /// `bytes` bytes aligned to [`ALIGN`]. Contents are unspecified. Error::Device names need and free when they do not fit.
+    fn alloc(&self, bytes: usize) -> Result<Self::Arena>;
+    /// Host to device; lengths are equal.
+    fn upload(&self, dst: Mem<Self>, src: &[u8]) -> Result<()>;
+    /// Device to host, after all work asked for so far; lengths are equal.
+    fn download(&self, dst: &mut [u8], src: Mem<Self>) -> Result<()>;
+    /// dst ← src; lengths are equal.
+    fn copy(&self, dst: Mem<Self>, src: Mem<Self>) -> Result<()>;
+    /// Every byte ← value.
+    fn fill(&self, dst: Mem<Self>, value: u8) -> Result<()>;
+    /// Waits for all work asked for so far and reports its errors.
+    fn synchronize(&self) -> Result<()>;
+
+    // ---- planning
+
+    /// What the device wants for a node.
+    fn prepare(&self, node: &Geometry) -> Result<Prepared<Self::Algorithm>>;
+    /// Size of [`Norm::partials`] for a tensor of this shape.
+    fn partials_bytes(&self, shape: Rows) -> usize;
+    /// Scratch bytes of [`Device::gradient_norm`] over `len` values.
+    fn gradient_norm_scratch_bytes(&self, len: usize) -> usize;
+
+    // ---- convolution
+
+    /// y [N,P,Q,K] ← conv(x, w) + bias, then the epilogue.
+    fn conv_forward(
+        &self,
+        conv: Conv<Self>,
+        y: Mem<Self>,
+        w: Mem<Self>,
+        bias: Option<Mem<Self>>,
+        epilogue: Epilogue<Self::Arena>,
+    ) -> Result<()>;
+    /// ty [N,P,Q,K] ← conv(tangent of x, w) + conv(x, tw) + tbias in one accumulation, then the epilogue.
+    #[allow(clippy::too_many_arguments)]
+    fn conv_tangent(
+        &self,
+        conv: Conv<Self>,
+        ty: Mem<Self>,
+        tx: Tangent<Self::Arena>,
+        w: Mem<Self>,
+        tw: Mem<Self>,
+        tbias: Option<Mem<Self>>,
+        epilogue: Epilogue<Self::Arena>,
+    ) -> Result<()>;
+    /// d [N,H,W,C], adjoint of the *evaluated* source, ← or += convᵀ(dy, w), then the epilogue.
+    fn conv_backward_input(
+        &self,
+        conv: Conv<Self>,
+        d: Mem<Self>,
+        write: Write,
+        dy: Mem<Self>,
+        w: Mem<Self>,
+        epilogue: Epilogue<Self::Arena>,
+    ) -> Result<()>;
+    /// dw [K,R,S,C] and dbias [K] ← or += the adjoints of w and bias.
+    fn conv_backward_weight(
+        &self,
+        conv: Conv<Self>,
+        dw: Mem<Self>,
+        dbias: Option<Mem<Self>>,
+        write: Write,
+        dy: Mem<Self>,
+    ) -> Result<()>;
+    /// out [N] += ⟨dy_i, conv(x_i, tw) + tbias⟩: per-sample weight gradients contracted with v, never stored.
+    fn conv_contract(
+        &self,
+        conv: Conv<Self>,
+        out: Mem<Self>,
+        dy: Mem<Self>,
+        tw: Mem<Self>,
+        tbias: Option<Mem<Self>>,
+    ) -> Result<()>;
+
+    // ---- batch-norm
+
+    /// Statistics from the partials of x (`Batch`) or the running ones, then A and C.
+    fn norm_forward(&self, norm: Norm<Self::Arena>, statistics: Statistics) -> Result<()>;
+    /// Slope B, D of the tangent: with m₁ = mean(tx), m₂ = mean(tx·x̂) from the partials (0 under `Running`),
+    /// B = (tγ − γ·rstd·m₂)·rstd, D = tβ − A·m₁ − B·mean.
+    fn norm_tangent(
+        &self,
+        norm: Norm<Self::Arena>,
+        statistics: Statistics,
+        tgamma: Mem<Self>,
+        tbeta: Mem<Self>,
+    ) -> Result<()>;
+    /// From the partials of the masked adjoint d: dγ = Σ d·x̂, dβ = Σ d, and the slope of the adjoint
+    /// B = −A·rstd·dγ/rows, D = −A·dβ/rows − B·mean (both 0 under `Running`).
+    fn norm_backward(
+        &self,
+        norm: Norm<Self::Arena>,
+        statistics: Statistics,
+        dgamma: Mem<Self>,
+        dbeta: Mem<Self>,
+        write: Write,
+    ) -> Result<()>;
+    /// out [samples] += Σ over the sample's rows and channels of d·(tγ·x̂ + tβ), d the masked adjoint. Only exact under `Running`.
+    #[allow(clippy::too_many_arguments)]
+    fn norm_contract(
+        &self,
+        norm: Norm<Self::Arena>,
+        samples: usize,
+        out: Mem<Self>,
+        x: Mem<Self>,
+        d: Mem<Self>,
+        tgamma: Mem<Self>,
+        tbeta: Mem<Self>,
+    ) -> Result<()>;
+
+    // ---- sources, joins, pools
+
+    /// dx ← or += A·mask·d + B·x + D, the adjoint of a source: d is the adjoint of its value (masked or not), `slope` the
+    /// adjoint's B, D (None: 0). Then the epilogue.
+    #[allow(clippy::too_many_arguments)]
+    fn source_backward(
+        &self,
+        shape: Rows,
+        dx: Mem<Self>,
+        write: Write,
+        d: Mem<Self>,
+        x: Source<Self::Arena>,
+        slope: Option<Mem<Self>>,
+        epilogue: Epilogue<Self::Arena>,
+    ) -> Result<()>;
+    /// y ← a + b, then the epilogue.
+    fn join_forward(
+        &self,
+        shape: Rows,
+        y: Mem<Self>,
+        a: Source<Self::Arena>,
+        b: Source<Self::Arena>,
+        epilogue: Epilogue<Self::Arena>,
+    ) -> Result<()>;
+    /// ty ← tangent of a + tangent of b, then the epilogue.
+    fn join_tangent(
+        &self,
+        shape: Rows,
+        ty: Mem<Self>,
+        a: (Source<Self::Arena>, Tangent<Self::Arena>),
+        b: (Source<Self::Arena>, Tangent<Self::Arena>),
+        epilogue: Epilogue<Self::Arena>,
+    ) -> Result<()>;
+    /// y [N,P,Q,C] ← mean of each window of x.
+    fn pool_forward(&self, shape: PoolShape, y: Mem<Self>, x: Source<Self::Arena>) -> Result<()>;
+    /// ty ← mean of each window of x's tangent.
+    fn pool_tangent(
+        &self,
+        shape: PoolShape,
+        ty: Mem<Self>,
+        x: Source<Self::Arena>,
+        tx: Tangent<Self::Arena>,
+    ) -> Result<()>;
+    /// d [N,H,W,C] ← or += dy / (R·S) of its window (0 outside every window), then the epilogue.
+    fn pool_backward(
+        &self,
+        shape: PoolShape,
+        d: Mem<Self>,
+        write: Write,
+        dy: Mem<Self>,
+        epilogue: Epilogue<Self::Arena>,
+    ) -> Result<()>;
+
+    // ---- loss and weights; z, tz, dz are `Act` [entries][classes], losses and weights `Real` [entries]
+
+    /// labels (i32 [entries]) ← argmax of z, the lowest index on ties.
+    fn pseudo_labels(&self, shape: LossShape, labels: Mem<Self>, z: Mem<Self>) -> Result<()>;
+    /// loss ← cross-entropy of softmax(z) against the targets, per entry.
+    fn cross_entropy(
+        &self,
+        shape: LossShape,
+        loss: Mem<Self>,
+        z: Mem<Self>,
+        targets: Targets<Self::Arena>,
+    ) -> Result<()>;
+    /// dz_i ← Σ over the terms (targets t, weights w) of w_i·(softmax(z_i) − t_i).
+    fn cross_entropy_backward(
+        &self,
+        shape: LossShape,
+        dz: Mem<Self>,
+        z: Mem<Self>,
+        first: (Targets<Self::Arena>, Mem<Self>),
+        second: Option<(Targets<Self::Arena>, Mem<Self>)>,
+    ) -> Result<()>;
+    /// raw_i ← (softmax(z_i) − t_i)·tz_i = ⟨v, ∇f_i⟩.
+    fn tangent_dot(
+        &self,
+        shape: LossShape,
+        raw: Mem<Self>,
+        z: Mem<Self>,
+        tz: Mem<Self>,
+        targets: Targets<Self::Arena>,
+    ) -> Result<()>;
+    /// raw ← η·λ·raw, then weights ← normalise(raw), over all `Real` entries of raw jointly.
+    fn weights(
+        &self,
+        weights: Mem<Self>,
+        raw: Mem<Self>,
+        normalise: Normalise,
+        step: Mem<Self>,
+    ) -> Result<()>;
+
+    // ---- optimizer; θ, buf, g are `Real` of one length, `step` a StepParams
+
+    /// out ← θ − λ(μ·buf + wd·θ): where momentum and decay alone would take the virtual step.
+    fn lookahead(&self, out: Mem<Self>, theta: Mem<Self>, buf: Mem<Self>, step: Mem<Self>) -> Result<()>;
+    /// norm [1] ← √Σg², in fixed order.
+    fn gradient_norm(&self, norm: Mem<Self>, g: Mem<Self>, scratch: Mem<Self>) -> Result<()>;
+    /// d = min(1, clip/(norm + 1e-6))·g + wd·θ; buf ← μ·buf + d; θ ← θ − lr·buf. No clipping where clip is 0.
+    fn sgd(
+        &self,
+        theta: Mem<Self>,
+        buf: Mem<Self>,
+        g: Mem<Self>,
+        norm: Mem<Self>,
+        step: Mem<Self>,
+    ) -> Result<()>;
+
+    // ---- input
+
+    /// out `Act` [N,H,W,C] ← table[c][pixel] of the cropped, mirrored u8 images; ids: u32 [N] sample ids, table: `Act` [C][256].
+    fn augment(
+        &self,
+        shape: AugmentShape,
+        out: Mem<Self>,
+        images: Mem<Self>,
+        ids: Mem<Self>,
+        table: Mem<Self>,
+        step: Mem<Self>,
+    ) -> Result<()>;
+}
