@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use crate::Result;
 use crate::device::{Device, Element, Mem, Region};
 use crate::net::{ParamRole, Program};
 use crate::random::{Purpose, Stream};
-use crate::Result;
 
 /// How weights start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, clap::ValueEnum)]
@@ -141,7 +141,11 @@ impl<D: Device> Model<D> {
     /// The running statistics by PyTorch's name.
     pub fn read_running(&self, device: &D) -> Result<BTreeMap<String, Tensor>> {
         let mut all = BTreeMap::new();
-        for ((name, channels), region) in self.running_names().into_iter().zip(self.running_layout.iter().flatten()) {
+        for ((name, channels), region) in self
+            .running_names()
+            .into_iter()
+            .zip(self.running_layout.iter().flatten())
+        {
             all.insert(
                 name,
                 Tensor {
@@ -176,33 +180,44 @@ pub fn write<D: Device>(device: &D, span: Mem<D>, values: &[f64]) -> Result<()> 
 /// Initial values of a parameter in PyTorch's order: the same bits on every device.
 fn initial(program: &Program, index: usize, init: Init, seed: u64) -> Vec<f64> {
     let param = &program.params[index];
-    let stream = Stream::new(seed, Purpose::Init, index as u32);
-    let uniform = |fan_in: usize| -> Vec<f64> {
+    let mut stream = Stream::new(seed, Purpose::Init).index(index as u32);
+    let count = param.len();
+    let mut uniform = |fan_in: usize| -> Vec<f64> {
         let bound = 1.0 / (fan_in as f64).sqrt();
-        (0..param.len())
-            .map(|i| bound * (2.0 * stream.uniform(i as u32) - 1.0))
+        (0..count)
+            .map(|_| bound * (2.0 * stream.uniform_f64() - 1.0))
             .collect()
     };
     match param.role {
-        ParamRole::Gamma => vec![1.0; param.len()],
-        ParamRole::Beta => vec![0.0; param.len()],
+        ParamRole::Gamma => vec![1.0; count],
+        ParamRole::Beta => vec![0.0; count],
         ParamRole::ConvWeight if init == Init::He => {
             let std = (2.0 / param.fan_in() as f64).sqrt();
-            (0..param.len()).map(|i| std * stream.normal(i as u32)).collect()
+            (0..count).map(|_| std * normal(&mut stream)).collect()
         }
         ParamRole::ConvWeight | ParamRole::LinearWeight => uniform(param.fan_in()),
         ParamRole::Bias(weight) => uniform(program.params[weight].fan_in()),
     }
 }
 
+/// A standard normal draw (Box-Muller; 1 − u keeps the logarithm finite).
+fn normal(stream: &mut Stream) -> f64 {
+    let radius = (-2.0 * (1.0 - stream.uniform_f64()).ln()).sqrt();
+    radius * (std::f64::consts::TAU * stream.uniform_f64()).cos()
+}
+
 /// [K,C,R,S] -> [K,R,S,C]; other shapes unchanged.
 fn to_device_order(shape: &[usize], values: &[f64]) -> Vec<f64> {
-    permute(shape, values, |taps, channels, tap, channel| (tap * channels + channel, channel * taps + tap))
+    permute(shape, values, |taps, channels, tap, channel| {
+        (tap * channels + channel, channel * taps + tap)
+    })
 }
 
 /// [K,R,S,C] -> [K,C,R,S]; other shapes unchanged.
 fn to_torch_order(shape: &[usize], values: &[f64]) -> Vec<f64> {
-    permute(shape, values, |taps, channels, tap, channel| (channel * taps + tap, tap * channels + channel))
+    permute(shape, values, |taps, channels, tap, channel| {
+        (channel * taps + tap, tap * channels + channel)
+    })
 }
 
 /// Moves within each filter: `place` gives (to, from) of one tap and channel.

@@ -247,8 +247,12 @@ impl Program {
     /// Batch-norm of the stored value x, with ReLU or without. x is the output of a convolution or a join: those leave
     /// the per-channel sums that the statistics are made of.
     pub fn norm(&mut self, name: &str, x: ValueId, relu: bool) -> ValueId {
-        let summed = |node: &Node| matches!(node, Node::Conv { .. } | Node::Join { .. }) && node.output() == x;
-        assert!(self.nodes.iter().any(summed), "batch-norm {name} of a value without sums");
+        let summed =
+            |node: &Node| matches!(node, Node::Conv { .. } | Node::Join { .. }) && node.output() == x;
+        assert!(
+            self.nodes.iter().any(summed),
+            "batch-norm {name} of a value without sums"
+        );
         let channels = self.values[x].channels;
         let gamma = self.param(format!("{name}.weight"), vec![channels], ParamRole::Gamma);
         let beta = self.param(format!("{name}.bias"), vec![channels], ParamRole::Beta);
