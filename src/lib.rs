@@ -1,9 +1,11 @@
 pub mod arch;
 pub mod device;
+pub mod engine;
 pub mod error;
 mod layer;
 pub mod model;
 pub mod net;
 pub mod random;
+pub mod step;
 
 pub use error::{Error, Result};
