@@ -1,3 +1,5 @@
+pub mod atomic;
+pub mod data;
 pub mod error;
 pub mod random;
 pub use error::{Error, Result};
