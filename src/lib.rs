@@ -1,8 +1,11 @@
 pub mod arch;
+pub mod atomic;
+pub mod data;
 pub mod device;
 pub mod engine;
 pub mod error;
 mod layer;
+pub mod meta_step;
 pub mod model;
 pub mod net;
 pub mod random;
