@@ -231,19 +231,23 @@ fn contributions(program: &Program) -> Vec<Vec<Option<Contribution>>> {
         let inputs = node.inputs();
         let mut of_node: Vec<Option<Contribution>> = inputs
             .iter()
-            .map(|&input| {
+            .enumerate()
+            .map(|(slot, &input)| {
                 // The network's input wants no adjoint, nor does anything pending on it.
                 let root = match program.values[input].kind {
                     ValueKind::Pending { of, norm: None, .. } => of,
                     _ => input,
                 };
+                // A join of a value with itself contributes twice.
+                let seen = inputs[..slot].contains(&input);
+                let again = inputs[slot + 1..].contains(&input);
                 (root != program.input()).then(|| Contribution {
-                    how: How::Write(if readers[input][0] == index {
+                    how: How::Write(if readers[input][0] == index && !seen {
                         Write::Set
                     } else {
                         Write::Add
                     }),
-                    last: readers[input].last() == Some(&index),
+                    last: readers[input].last() == Some(&index) && !again,
                 })
             })
             .collect();
