@@ -161,6 +161,10 @@ impl Arrays {
     }
 }
 
+fn hard<D: Device>(labels: &(D::Arena, Region)) -> Targets<'_, D::Arena> {
+    Targets::Hard(labels.1.of(&labels.0))
+}
+
 /// P1: α·CE(p, y) + β·CE(p, ŷ) = CE(p, αy + βŷ) where α + β = 1, and so do their adjoints.
 #[test]
 fn p1_two_labels_are_one_soft_target() {
@@ -183,7 +187,6 @@ fn p1_two_labels_are_one_soft_target() {
         arrays.bytes(bytemuck::cast_slice(&real)),
         arrays.bytes(bytemuck::cast_slice(&pseudo)),
     );
-    let hard = |t: &(_, Region)| Targets::Hard(t.1.of(&t.0));
     let soft = Targets::Soft(soft.1.of(&soft.0));
     let z = z.1.of(&z.0);
     let loss = |targets| {
@@ -194,7 +197,11 @@ fn p1_two_labels_are_one_soft_target() {
             .unwrap();
         read::<Cpu<f64>>(&arrays.0, out.1.of(&out.0)).unwrap()
     };
-    let (f, g, mixed) = (loss(hard(&real)), loss(hard(&pseudo)), loss(soft));
+    let (f, g, mixed) = (
+        loss(hard::<Cpu<f64>>(&real)),
+        loss(hard::<Cpu<f64>>(&pseudo)),
+        loss(soft),
+    );
     let sum: Vec<f64> = (0..7).map(|i| alpha[i] * f[i] + beta[i] * g[i]).collect();
     close("loss", &mixed, &sum, 1e-14);
 
@@ -208,8 +215,8 @@ fn p1_two_labels_are_one_soft_target() {
         read::<Cpu<f64>>(&arrays.0, out.1.of(&out.0)).unwrap()
     };
     let two = adjoint(
-        (hard(&real), alpha.1.of(&alpha.0)),
-        Some((hard(&pseudo), beta.1.of(&beta.0))),
+        (hard::<Cpu<f64>>(&real), alpha.1.of(&alpha.0)),
+        Some((hard::<Cpu<f64>>(&pseudo), beta.1.of(&beta.0))),
     );
     let one = adjoint((soft, ones.1.of(&ones.0)), None);
     close("adjoint", &one, &two, 1e-14);

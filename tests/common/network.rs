@@ -1,4 +1,5 @@
 //! A program on a device with its passes laid open: what gradient checks and the tests of the method need.
+#![allow(dead_code)] // Each test executable uses its part.
 
 use l2b::Result;
 use l2b::device::{Device, Element, Mem, Region, Statistics};
