@@ -1,7 +1,7 @@
 //! A dataset folder, open for reading: `dataset.toml` and its shards, all checked before the first batch.
 //!
 //! A shard is a safetensors file with `images` u8 [N,H,W,C] and `labels` i64 [N], and optionally `clean_labels`
-//! i64 [N] (-1 nowhere: every label is an index into the classes), `masks` u8 [N,H,W] and `ids` i64 [N] (the
+//! i64 [N], `masks` u8 [N,H,W] and `ids` i64 [N] (the
 //! writer's own number of each sample). All shards of a split carry the same optional tensors.
 //!
 //! A *sample id* is a sample's place in its split, counted through the shards in the order of the manifest.

@@ -150,6 +150,14 @@ impl Source {
         self.header.metadata().as_ref()?.get(key).map(String::as_str)
     }
 
+    /// Keys of the header's metadata.
+    pub fn metadata_keys(&self) -> impl Iterator<Item = &str> {
+        self.header
+            .metadata()
+            .iter()
+            .flat_map(|map| map.keys().map(String::as_str))
+    }
+
     /// Refuses tensors that are neither in `known` nor checksum tables of these: a misspelt optional tensor would
     /// otherwise be ignored in silence.
     ///

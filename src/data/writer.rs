@@ -11,8 +11,8 @@ use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 use std::path::Path;
 
-/// Images of one shard stay below this, so that packing needs little memory and a damaged file costs little.
-const SHARD_BYTES: usize = 64 << 20;
+/// Images of one shard stay below this: little memory for packing, and few enough files for the largest datasets.
+const SHARD_BYTES: usize = 256 << 20;
 
 /// The samples of one shard. Optional tensors are given for all shards of a split or for none.
 #[derive(Clone, Copy, Debug, Default)]
