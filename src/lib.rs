@@ -1,4 +1,5 @@
 pub mod atomic;
+pub mod commands;
 pub mod data;
 pub mod error;
 pub mod random;
