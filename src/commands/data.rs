@@ -88,7 +88,7 @@ pub struct DatasetArgs {
     /// Dataset folder, or `digits` for the bundled one
     #[arg(default_value = "digits")]
     dataset: PathBuf,
-    /// Read with positional reads: safe if others may cut files while they are open
+    /// Read files instead of mapping them, for file systems that map badly
     #[arg(long)]
     no_mmap: bool,
 }

@@ -3,6 +3,7 @@
 pub mod augment;
 pub mod bundled;
 pub mod dataset;
+mod guard;
 pub mod idx;
 pub mod labels;
 pub mod loader;
