@@ -2,7 +2,7 @@
 //! everything is on disk, and is never changed afterwards.
 
 use super::dataset::hex;
-use super::manifest::{MANIFEST, Manifest, ShardEntry};
+use super::manifest::{MANIFEST, Manifest, ShardEntry, is_split_name};
 use super::source::{self, Tensor, i64_bytes};
 use crate::atomic::{self, NewFolder};
 use crate::{Error, Result};
@@ -60,6 +60,14 @@ impl DatasetWriter {
     /// # Errors
     /// `Config` if lengths or labels do not fit the manifest, `Io`.
     pub fn write_shard(&mut self, split: &str, samples: Samples) -> Result<()> {
+        if !is_split_name(split) {
+            return Err(Error::config(
+                "name of a split",
+                "letters, digits, - and _",
+                format!("{split:?}"),
+                "",
+            ));
+        }
         let n = samples.labels.len();
         let m = &self.manifest;
         let [h, w, c] = [m.height, m.width, m.channels].map(|x| x as usize);
