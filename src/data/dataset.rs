@@ -113,7 +113,8 @@ impl Dataset {
         })
     }
 
-    /// Reads every shard in full: compares sha256 where the manifest has it, checksums where the shard has them.
+    /// Compares every shard in full with its sha256 where the manifest has one, and with its checksums where it carries
+    /// them; a shard with neither has only passed the checks of [`Dataset::open`].
     ///
     /// # Errors
     /// `Data` naming shard and hash or block, `Io`.

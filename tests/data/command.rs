@@ -76,7 +76,7 @@ fn pack_noise_info() {
     let text = ok(at, "data info mini --verify --labels n.st");
     assert!(text.contains("n.st    train  uniform-other"), "{text}");
     assert!(
-        text.contains("2 shards read; 2 equal their sha256, 2 have checksums"),
+        text.contains("verified 2 shards: 2 equal their sha256, 2 their checksums"),
         "{text}"
     );
     fails(at, "data info digits --labels n.st", 3, "another dataset");

@@ -121,14 +121,58 @@ fn a_shard_cut_while_open_is_an_error() {
     }
 }
 
+/// Cut in the middle of reading, at a moment of chance: samples or an error, never a signal.
+#[test]
+fn a_shard_cut_under_a_reader() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.safetensors");
+    let n = 200_000;
+    let header = format!(
+        r#"{{"images":{{"dtype":"U8","shape":[{n},2,3,2],"data_offsets":[0,{}]}},"labels":{{"dtype":"I64","shape":[{n}],"data_offsets":[{},{}]}}}}"#,
+        n * IMAGE,
+        n * IMAGE,
+        n * (IMAGE + 8)
+    );
+    let bytes = raw_safetensors(&header, &vec![0; n * (IMAGE + 8)]);
+    let manifest = RAW_MANIFEST.replace("count = 2", &format!("count = {n}"));
+    fs::write(folder.path().join("dataset.toml"), manifest).unwrap();
+    for round in 0..20u64 {
+        fs::write(&path, &bytes).unwrap();
+        let dataset = Dataset::open(folder.path(), Access::Map).unwrap();
+        let train = dataset.split("train").unwrap();
+        let file = fs::File::options().write(true).open(&path).unwrap();
+        std::thread::scope(|scope| {
+            let reader = scope.spawn(|| {
+                let mut image = [0; IMAGE];
+                (0..n as u32).try_for_each(|sample| train.read_images(&[sample], &mut image))
+            });
+            std::thread::yield_now();
+            file.set_len(round * 100_000).unwrap();
+            if let Err(error) = reader.join().unwrap() {
+                assert!(
+                    error.exit_code() == 3 && error.to_string().contains("a.safetensors"),
+                    "{error}"
+                );
+            }
+        });
+        assert_error(
+            train.read_images(&[n as u32 - 1], &mut [0; IMAGE]),
+            3,
+            &["a.safetensors"],
+        );
+        fs::remove_file(&path).unwrap();
+    }
+}
+
+const RAW_MANIFEST: &str = "name = \"raw\"\nclasses = [\"0\", \"1\", \"2\"]\nchannels = 2\nheight = 2\nwidth = 3\n\
+                            mean = [0.5, 0.5]\nstd = [0.1, 0.1]\n[[splits.train]]\nfile = \"a.safetensors\"\ncount = 2\n";
+
 /// Writes a split of two samples from a hand-made shard and tries to open it.
 fn open_raw(bytes: &[u8]) -> Result<Vec<String>, l2b::Error> {
     let folder = tempfile::tempdir().unwrap();
     let set = folder.path();
     fs::write(set.join("a.safetensors"), bytes).unwrap();
-    let manifest = "name = \"raw\"\nclasses = [\"0\", \"1\", \"2\"]\nchannels = 2\nheight = 2\nwidth = 3\n\
-                    mean = [0.5, 0.5]\nstd = [0.1, 0.1]\n[[splits.train]]\nfile = \"a.safetensors\"\ncount = 2\n";
-    fs::write(set.join("dataset.toml"), manifest).unwrap();
+    fs::write(set.join("dataset.toml"), RAW_MANIFEST).unwrap();
     let results = ACCESS.map(|access| read_all(set, access));
     assert_eq!(results[0].is_ok(), results[1].is_ok());
     results.into_iter().next().unwrap()
