@@ -13,11 +13,11 @@ use std::thread::JoinHandle;
 /// Samples of one step, as stored: not yet augmented.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Batch {
-    /// [n,H,W,C]
+    /// `[n,H,W,C]`
     pub images: Vec<u8>,
-    /// [n], in [0, classes)
+    /// `[n]`, in [0, classes)
     pub labels: Vec<i32>,
-    /// [n], sample ids: with epoch or step, the names of each sample's augmentation draws
+    /// `[n]`, sample ids: with epoch or step, the names of each sample's augmentation draws
     pub ids: Vec<u32>,
 }
 

@@ -17,15 +17,15 @@ const SHARD_BYTES: usize = 256 << 20;
 /// The samples of one shard. Optional tensors are given for all shards of a split or for none.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Samples<'a> {
-    /// [N,H,W,C]
+    /// `[N,H,W,C]`
     pub images: &'a [u8],
-    /// [N]
+    /// `[N]`
     pub labels: &'a [i32],
-    /// [N]
+    /// `[N]`
     pub clean_labels: Option<&'a [i32]>,
-    /// [N,H,W]
+    /// `[N,H,W]`
     pub masks: Option<&'a [u8]>,
-    /// [N]
+    /// `[N]`
     pub ids: Option<&'a [i64]>,
 }
 

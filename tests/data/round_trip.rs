@@ -53,7 +53,7 @@ fn samples_are_found_across_shards() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
+    #![proptest_config(ProptestConfig::with_cases(12))]
 
     #[test]
     fn any_dataset_round_trips(
