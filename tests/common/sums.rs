@@ -18,8 +18,8 @@ pub struct NormBench<D: Device> {
     /// mean, rstd: made up until a forward pass writes them.
     pub statistics: Operand<D>,
     made_up: Vec<f64>,
-    affine: Operand<D>,
-    slope: Operand<D>,
+    pub affine: Operand<D>,
+    pub slope: Operand<D>,
     pub partials: Operand<D>,
 }
 
@@ -51,7 +51,7 @@ impl<D: Device> NormBench<D> {
         }
     }
 
-    fn norm(&self) -> Norm<'_, D::Arena> {
+    pub fn norm(&self) -> Norm<'_, D::Arena> {
         Norm {
             shape: self.shape,
             eps: EPS,
