@@ -123,7 +123,7 @@ impl<'a, T: Float> Values<'a, T> {
                 .zip(x.chunks_exact(columns.len()))
             {
                 for (((out, &x), &b), &d) in out.iter_mut().zip(x).zip(b).zip(d) {
-                    *out = *out + (b * x + d);
+                    *out += b * x + d;
                 }
             }
         }
@@ -190,7 +190,7 @@ fn closed<T: Float>(value: T) -> bool {
 /// out += addend.
 pub(super) fn add<T: Float>(out: &mut [T], addend: &[T]) {
     for (out, &addend) in out.iter_mut().zip(addend) {
-        *out = *out + addend;
+        *out += addend;
     }
 }
 
