@@ -3,12 +3,17 @@
 #include "shapes.cuh"
 #include "common.cuh"
 
-// f(i) for every run of four of 0..len, then for the rest one by one: f is called with a Pack width.
+template <int W>
+struct Width {
+  static constexpr int value = W;
+};
+
+// f(width, i) for every run of four of 0..len, then for the rest one by one.
 template <class F>
 __device__ __forceinline__ void for_each_four(Offset len, F f) {
-  for (Offset i = thread_index(); i < len / 4; i += thread_count()) f.template operator()<4>(i * 4);
+  for (Offset i = thread_index(); i < len / 4; i += thread_count()) f(Width<4>(), i * 4);
   const Offset rest = len / 4 * 4 + thread_index();
-  if (rest < len) f.template operator()<1>(rest);
+  if (rest < len) f(Width<1>(), rest);
 }
 
 // out = theta - lambda·(mu·buf + weight_decay·theta)
@@ -20,7 +25,8 @@ extern "C" __global__ void __launch_bounds__(256) lookahead(float* __restrict__ 
                                                             const StepParams* __restrict__ step, long long len) {
   const float lambda = static_cast<float>(step->lambda), mu = static_cast<float>(step->mu);
   const float decay = static_cast<float>(step->weight_decay);
-  for_each_four(len, [&]<int W>(Offset i) {
+  for_each_four(len, [&](auto width, Offset i) {
+    constexpr int W = decltype(width)::value;
     const Pack<W> b = load_pack<W>(buf + i);
     Pack<W> t = load_pack<W>(theta + i);
     UNROLL for (int j = 0; j < W; j++) {
@@ -37,7 +43,8 @@ extern "C" __global__ void __launch_bounds__(256) lookahead(float* __restrict__ 
 extern "C" __global__ void __launch_bounds__(256) squares_partial(float* __restrict__ partial,
                                                                   const float* __restrict__ g, long long len) {
   float sum = 0.0f;
-  for_each_four(len, [&]<int W>(Offset i) {
+  for_each_four(len, [&](auto width, Offset i) {
+    constexpr int W = decltype(width)::value;
     const Pack<W> v = load_pack<W>(g + i);
     UNROLL for (int j = 0; j < W; j++) sum = __fmaf_rn(v.v[j], v.v[j], sum);
   });
@@ -67,7 +74,8 @@ extern "C" __global__ void __launch_bounds__(256) sgd(float* __restrict__ theta,
   const float lr = static_cast<float>(step->lr), mu = static_cast<float>(step->mu);
   const float decay = static_cast<float>(step->weight_decay), clip = static_cast<float>(step->clip);
   const float factor = clip > 0.0f ? fminf(1.0f, clip / (norm[0] + 1e-6f)) : 1.0f;
-  for_each_four(len, [&]<int W>(Offset i) {
+  for_each_four(len, [&](auto width, Offset i) {
+    constexpr int W = decltype(width)::value;
     const Pack<W> gradient = load_pack<W>(g + i);
     Pack<W> t = load_pack<W>(theta + i), b = load_pack<W>(buf + i);
     UNROLL for (int j = 0; j < W; j++) {
