@@ -1,2 +1,3 @@
+pub mod device;
 pub mod error;
 pub use error::{Error, Result};
