@@ -25,7 +25,10 @@ fn main() {
     }
 
     let sources = scan::sources(Path::new("kernels")).unwrap_or_else(|message| fail(&message));
-    let names: Vec<&str> = sources.iter().flat_map(|s| s.kernels.iter().map(|k| k.name.as_str())).collect();
+    let names: Vec<&str> = sources
+        .iter()
+        .flat_map(|s| s.kernels.iter().map(|k| k.name.as_str()))
+        .collect();
     cache::write_if_changed(&out.join("kernel_names.rs"), &format!("&{names:?}"));
 
     fatbin::build(&sources, &out).unwrap_or_else(|message| fail(&message));

@@ -36,8 +36,14 @@ pub fn key(files: &[PathBuf], other: &[String]) -> Result<u64, String> {
 
 /// Runs the jobs whose product does not exist yet, as many at a time as there are cores.
 pub fn run(jobs: Vec<Job>) -> Result<(), String> {
-    let jobs: Vec<_> = jobs.into_iter().filter(|j| !j.product.exists()).map(std::sync::Mutex::new).collect();
-    let threads = std::thread::available_parallelism().map_or(1, |n| n.get()).min(jobs.len());
+    let jobs: Vec<_> = jobs
+        .into_iter()
+        .filter(|j| !j.product.exists())
+        .map(std::sync::Mutex::new)
+        .collect();
+    let threads = std::thread::available_parallelism()
+        .map_or(1, |n| n.get())
+        .min(jobs.len());
     let next = AtomicUsize::new(0);
     let work = || -> Result<(), String> {
         while let Some(job) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
@@ -48,7 +54,9 @@ pub fn run(jobs: Vec<Job>) -> Result<(), String> {
     };
     std::thread::scope(|scope| {
         let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
-        workers.into_iter().map(|w| w.join().expect("a worker panicked")).collect()
+        workers
+            .into_iter()
+            .try_for_each(|w| w.join().expect("a worker panicked"))
     })
 }
 
@@ -62,7 +70,11 @@ fn run_one(job: &mut Job) -> Result<(), String> {
     let output = command.output().map_err(|e| format!("{line}: {e}"))?;
     if !output.status.success() {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        return Err(format!("{line}\n{}{}", text(&output.stdout), text(&output.stderr)));
+        return Err(format!(
+            "{line}\n{}{}",
+            text(&output.stdout),
+            text(&output.stderr)
+        ));
     }
     std::fs::rename(&part, &job.product).map_err(|e| format!("{}: {e}", job.product.display()))
 }
@@ -83,7 +95,10 @@ pub fn files(folder: &Path, extensions: &[&str]) -> Result<Vec<PathBuf>, String>
     let mut found = Vec::new();
     for entry in entries {
         let path = entry.map_err(|e| format!("{}: {e}", folder.display()))?.path();
-        if path.extension().is_some_and(|e| extensions.iter().any(|x| e == *x)) {
+        if path
+            .extension()
+            .is_some_and(|e| extensions.iter().any(|x| e == *x))
+        {
             found.push(path);
         }
     }

@@ -26,7 +26,9 @@ const FLAGS: &[&str] = &[
 
 pub fn build(sources: &[Source], faults: &[Source], out: &Path) -> Result<(), String> {
     if std::env::var("CARGO_CFG_TARGET_ARCH").as_deref() != Ok("x86_64") {
-        return Err("the feature `emulator` needs an x86-64 machine: its fibers are switched in assembly".into());
+        return Err(
+            "the feature `emulator` needs an x86-64 machine: its fibers are switched in assembly".into(),
+        );
     }
     let generated = out.join("emulator");
     std::fs::create_dir_all(&generated).map_err(|e| format!("{}: {e}", generated.display()))?;
@@ -34,7 +36,12 @@ pub fn build(sources: &[Source], faults: &[Source], out: &Path) -> Result<(), St
     let mut units = cache::files(Path::new("kernels/emulator"), &["cpp"])?;
     let mut registrations = Vec::new();
     for source in sources.iter().chain(faults) {
-        let folder = source.path.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy();
+        let folder = source
+            .path
+            .parent()
+            .and_then(Path::file_name)
+            .unwrap_or_default()
+            .to_string_lossy();
         let unit = generated.join(format!("{folder}_{}.cpp", source.stem()));
         cache::write_if_changed(&unit, &registration(source));
         units.push(unit.clone());
@@ -53,7 +60,15 @@ pub fn build(sources: &[Source], faults: &[Source], out: &Path) -> Result<(), St
         let mut inputs = headers.clone();
         inputs.push(unit.clone());
         if let Some(at) = registrations.iter().position(|r| r == unit) {
-            inputs.push(sources.iter().chain(faults).nth(at).expect("one unit per source").path.clone());
+            inputs.push(
+                sources
+                    .iter()
+                    .chain(faults)
+                    .nth(at)
+                    .expect("one unit per source")
+                    .path
+                    .clone(),
+            );
         }
         let name = unit.file_stem().expect("a unit has a name").to_string_lossy();
         let product = cache::product(out, &format!("{name}.o"), cache::key(&inputs, &flags)?);
@@ -62,13 +77,20 @@ pub fn build(sources: &[Source], faults: &[Source], out: &Path) -> Result<(), St
         jobs.push(Job { command, product });
     }
     let objects: Vec<PathBuf> = jobs.iter().map(|j| j.product.clone()).collect();
-    cache::run(jobs).map_err(|e| format!("building the emulator (feature `emulator`, needs g++ 12 or later):\n{e}"))?;
+    cache::run(jobs)
+        .map_err(|e| format!("building the emulator (feature `emulator`, needs g++ 12 or later):\n{e}"))?;
 
     let names: Vec<String> = objects.iter().map(|o| o.to_string_lossy().into_owned()).collect();
     let product = cache::product(out, "libcuda.so", cache::key(&[], &names)?);
     let mut command = Command::new("g++");
-    command.args(["-shared", "-Wl,-soname,libcuda.so", "-Wl,--no-undefined"]).args(&objects).arg("-lpthread");
-    cache::run(vec![Job { command, product: product.clone() }])?;
+    command
+        .args(["-shared", "-Wl,-soname,libcuda.so", "-Wl,--no-undefined"])
+        .args(&objects)
+        .arg("-lpthread");
+    cache::run(vec![Job {
+        command,
+        product: product.clone(),
+    }])?;
     // Replaced in one step: a running test may have the old one mapped.
     let (library, part) = (out.join("libcuda.so"), out.join("libcuda.so.part"));
     std::fs::copy(&product, &part)

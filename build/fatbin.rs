@@ -27,10 +27,21 @@ pub fn build(sources: &[Source], out: &Path) -> Result<(), String> {
 
     let unit = out.join("kernels.cu");
     cache::write_if_changed(&unit, &translation_unit(sources)?);
-    let architectures =
-        std::env::var("L2B_CUDA_ARCH").ok().filter(|a| !a.is_empty()).unwrap_or(DEFAULT_ARCHITECTURES.into());
-    let mut arguments: Vec<String> =
-        ["-fatbin", "-std=c++17", "-O3", "-lineinfo", "-Ikernels", "--threads", "0"].map(String::from).into();
+    let architectures = std::env::var("L2B_CUDA_ARCH")
+        .ok()
+        .filter(|a| !a.is_empty())
+        .unwrap_or(DEFAULT_ARCHITECTURES.into());
+    let mut arguments: Vec<String> = [
+        "-fatbin",
+        "-std=c++17",
+        "-O3",
+        "-lineinfo",
+        "-Ikernels",
+        "--threads",
+        "0",
+    ]
+    .map(String::from)
+    .into();
     arguments.extend(code_options(&architectures)?);
 
     let mut inputs = cache::files(Path::new("kernels"), &["cu", "cuh"])?;
@@ -38,15 +49,24 @@ pub fn build(sources: &[Source], out: &Path) -> Result<(), String> {
     let product = cache::product(out, "kernels.fatbin", cache::key(&inputs, &arguments)?);
     let mut command = Command::new(&nvcc);
     command.args(&arguments).arg(&unit);
-    cache::run(vec![Job { command, product: product.clone() }])?;
-    std::fs::copy(&product, &fatbin).map(drop).map_err(|e| format!("{}: {e}", fatbin.display()))
+    cache::run(vec![Job {
+        command,
+        product: product.clone(),
+    }])?;
+    std::fs::copy(&product, &fatbin)
+        .map(drop)
+        .map_err(|e| format!("{}: {e}", fatbin.display()))
 }
 
 /// `L2B_NVCC`, the folder that scripts/cuda-toolchain fills, `CUDA_HOME`, `PATH`. What a variable names must exist.
 fn find_nvcc() -> Result<Option<PathBuf>, String> {
     if let Some(path) = std::env::var_os("L2B_NVCC").filter(|p| !p.is_empty()) {
         let path = PathBuf::from(path);
-        return if path.is_file() { Ok(Some(path)) } else { Err(format!("L2B_NVCC={}: no such file", path.display())) };
+        return if path.is_file() {
+            Ok(Some(path))
+        } else {
+            Err(format!("L2B_NVCC={}: no such file", path.display()))
+        };
     }
     let root = PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR"));
     let mut candidates = vec![root.join(".cuda/nvidia/cu13/bin/nvcc")];
@@ -61,7 +81,11 @@ fn translation_unit(sources: &[Source]) -> Result<String, String> {
     let mut text = String::from("// Written by build/fatbin.rs.\n#include \"dialect.cuh\"\n");
     // Headers first, outside of the namespaces; `#pragma once` then makes the files' own includes empty.
     for header in cache::files(Path::new("kernels"), &["cuh"])? {
-        let name = header.file_name().expect("a header has a name").to_string_lossy().into_owned();
+        let name = header
+            .file_name()
+            .expect("a header has a name")
+            .to_string_lossy()
+            .into_owned();
         text += &format!("#include \"{name}\"\n");
     }
     for source in sources {
@@ -75,13 +99,25 @@ fn translation_unit(sources: &[Source]) -> Result<String, String> {
 fn code_options(architectures: &str) -> Result<Vec<String>, String> {
     let mut by_compute = std::collections::BTreeMap::<String, Vec<&str>>::new();
     for architecture in architectures.split(',').map(str::trim) {
-        let version = architecture.strip_prefix("sm_").or_else(|| architecture.strip_prefix("compute_"));
+        let version = architecture
+            .strip_prefix("sm_")
+            .or_else(|| architecture.strip_prefix("compute_"));
         match version {
             Some(v) if v.starts_with(|c: char| c.is_ascii_digit()) => {
-                by_compute.entry(format!("compute_{v}")).or_default().push(architecture);
+                by_compute
+                    .entry(format!("compute_{v}"))
+                    .or_default()
+                    .push(architecture);
             }
-            _ => return Err(format!("L2B_CUDA_ARCH: {architecture} is not understood, expected like sm_90a,compute_80")),
+            _ => {
+                return Err(format!(
+                    "L2B_CUDA_ARCH: {architecture} is not understood, expected like sm_90a,compute_80"
+                ));
+            }
         }
     }
-    Ok(by_compute.iter().map(|(compute, code)| format!("-gencode=arch={compute},code=[{}]", code.join(","))).collect())
+    Ok(by_compute
+        .iter()
+        .map(|(compute, code)| format!("-gencode=arch={compute},code=[{}]", code.join(",")))
+        .collect())
 }

@@ -18,7 +18,11 @@ pub struct Kernel {
 impl Source {
     /// The file's name without folder and extension.
     pub fn stem(&self) -> String {
-        self.path.file_stem().expect("a source has a name").to_string_lossy().into_owned()
+        self.path
+            .file_stem()
+            .expect("a source has a name")
+            .to_string_lossy()
+            .into_owned()
     }
 }
 
@@ -42,8 +46,14 @@ pub fn sources(folder: &Path) -> Result<Vec<Source>, String> {
 
 fn kernels(text: &str) -> Result<Vec<Kernel>, String> {
     let text = without_comments(text);
-    if let Some(line) = text.lines().find(|l| l.trim_start().starts_with("#define") && l.contains("__global__")) {
-        return Err(format!("a kernel made by a macro is not found by name: {}", line.trim()));
+    if let Some(line) = text
+        .lines()
+        .find(|l| l.trim_start().starts_with("#define") && l.contains("__global__"))
+    {
+        return Err(format!(
+            "a kernel made by a macro is not found by name: {}",
+            line.trim()
+        ));
     }
     let mut found = Vec::new();
     let mut rest = text.as_str();
@@ -81,7 +91,15 @@ fn kernel(text: &str) -> Option<(Kernel, &str)> {
     let end = rest.find(|c: char| !c.is_alphanumeric() && c != '_')?;
     let (name, after) = rest.split_at(end);
     let valid = !name.is_empty() && after.trim_start().starts_with('(');
-    valid.then(|| (Kernel { name: name.to_owned(), max_threads }, after))
+    valid.then(|| {
+        (
+            Kernel {
+                name: name.to_owned(),
+                max_threads,
+            },
+            after,
+        )
+    })
 }
 
 /// Splits "(a(b)c)d" into "a(b)c" and "d".

@@ -33,7 +33,9 @@ impl Library {
             return Ok(Library(handle));
         }
         // SAFETY: after a failed dlopen, dlerror gives a C string that stays until this thread's next call.
-        Err(unsafe { CStr::from_ptr(libc::dlerror()) }.to_string_lossy().into_owned())
+        Err(unsafe { CStr::from_ptr(libc::dlerror()) }
+            .to_string_lossy()
+            .into_owned())
     }
 
     /// Address of a function; null if there is none of that name.
@@ -49,16 +51,22 @@ impl Library {
 /// # Errors
 /// The build holds no emulator, the library cannot be loaded, or another driver was loaded before.
 pub fn load_emulator() -> Result<()> {
-    EMULATOR.get_or_init(open_emulator).as_ref().map(|_| ()).map_err(|detail| {
-        let hint = "build with `--features emulator`; L2B_EMULATOR_LIB names a library built elsewhere";
-        Error::device("emulator", detail, hint)
-    })
+    EMULATOR
+        .get_or_init(open_emulator)
+        .as_ref()
+        .map(|_| ())
+        .map_err(|detail| {
+            let hint = "build with `--features emulator`; L2B_EMULATOR_LIB names a library built elsewhere";
+            Error::device("emulator", detail, hint)
+        })
 }
 
 fn open_emulator() -> std::result::Result<Library, String> {
     let path = match std::env::var("L2B_EMULATOR_LIB") {
         Ok(path) => path,
-        Err(_) => option_env!("L2B_EMULATOR_LIB").ok_or("this build holds no emulator")?.to_owned(),
+        Err(_) => option_env!("L2B_EMULATOR_LIB")
+            .ok_or("this build holds no emulator")?
+            .to_owned(),
     };
     // dlopen gives what is loaded already under that soname; the real driver would answer in the emulator's place.
     let name = c"libcuda.so";
@@ -102,8 +110,12 @@ pub fn emulator_symbol(name: &CStr) -> Option<*mut c_void> {
 /// A driver error as the library's own, with the emulator's diagnosis where there is one. `what` is the operation or
 /// kernel.
 pub fn device_error(what: impl Into<String>, error: DriverError) -> Error {
-    let name = error.error_name().map_or("unknown driver error".into(), |n| n.to_string_lossy().into_owned());
-    let text = error.error_string().map_or(String::new(), |t| format!(" ({})", t.to_string_lossy()));
+    let name = error.error_name().map_or("unknown driver error".into(), |n| {
+        n.to_string_lossy().into_owned()
+    });
+    let text = error
+        .error_string()
+        .map_or(String::new(), |t| format!(" ({})", t.to_string_lossy()));
     let diagnosis = emulator_last_error().map_or(String::new(), |d| format!(": {d}"));
     Error::device(what, format!("{name}{text}{diagnosis}"), "")
 }
