@@ -56,8 +56,7 @@ pub fn run(jobs: Vec<Job>) -> Result<(), String> {
         let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
         workers
             .into_iter()
-            .map(|w| w.join().expect("a worker panicked"))
-            .collect()
+            .try_for_each(|w| w.join().expect("a worker panicked"))
     })
 }
 

@@ -12,6 +12,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <map>
+#include <memory>
 
 #include "memory.h"
 #include "scheduler.h"
@@ -89,7 +90,8 @@ struct Fault {
 };
 thread_local Fault fault;
 thread_local sigjmp_buf* guarded_read = nullptr;
-alignas(64) thread_local char rescue_stack[rescue_stack_bytes];
+// On the heap: thread-local memory of a library that is loaded late is scarce.
+thread_local std::unique_ptr<char[]> rescue_stack;
 
 constexpr int faults[] = {SIGSEGV, SIGBUS, SIGFPE};
 struct sigaction previous[3];
@@ -107,7 +109,7 @@ void redirect_to_rescue(void* context, int signal, void* address) {
   fault = {signal, address};
   auto* registers = static_cast<ucontext_t*>(context)->uc_mcontext.gregs;
   // As if called: 8 off a multiple of 16.
-  registers[REG_RSP] = reinterpret_cast<greg_t>(rescue_stack + rescue_stack_bytes - 8);
+  registers[REG_RSP] = (reinterpret_cast<greg_t>(rescue_stack.get()) + rescue_stack_bytes) / 16 * 16 - 8;
   registers[REG_RIP] = reinterpret_cast<greg_t>(&rescue);
 }
 
@@ -138,17 +140,25 @@ void on_time(int, siginfo_t* info, void* context) {
   if (scheduler->second_warning() && scheduler->in_kernel()) redirect_to_rescue(context, SIGXCPU, nullptr);
 }
 
-void give_this_thread_a_signal_stack() {
-  static thread_local bool done = false;
-  if (done) return;
-  done = true;
+void give_this_thread_its_stacks() {
+  if (rescue_stack != nullptr) return;
+  rescue_stack.reset(new char[rescue_stack_bytes]);
   stack_t present{};
   sigaltstack(nullptr, &present);
   if ((present.ss_flags & SS_DISABLE) == 0) return;  // the host program made one
-  static thread_local char stack[32 << 10];
+  constexpr size_t bytes = 32 << 10;
+  struct SignalStack {
+    std::unique_ptr<char[]> memory{new char[bytes]};
+    ~SignalStack() {
+      stack_t none{};
+      none.ss_flags = SS_DISABLE;
+      sigaltstack(&none, nullptr);
+    }
+  };
+  static thread_local SignalStack stack;
   stack_t mine{};
-  mine.ss_sp = stack;
-  mine.ss_size = sizeof stack;
+  mine.ss_sp = stack.memory.get();
+  mine.ss_size = bytes;
   sigaltstack(&mine, nullptr);
 }
 
@@ -165,8 +175,8 @@ void install_fault_handlers() {
     return true;
   }();
   (void)installed;
-  give_this_thread_a_signal_stack();
 #endif
+  give_this_thread_its_stacks();
   static const bool timed = [] {
     struct sigaction action {};
     action.sa_sigaction = on_time;

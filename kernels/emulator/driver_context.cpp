@@ -37,8 +37,6 @@ struct LeakReport {
 
 // CUdevice_attribute's numbers. An H100's values, where the engine may look at them.
 int attribute_value(int attribute) {
-  int major, minor;
-  compute_capability(major, minor);
   switch (attribute) {
     case 1: return 1024;             // MAX_THREADS_PER_BLOCK
     case 2: case 3: return 1024;     // MAX_BLOCK_DIM_X, Y
@@ -56,8 +54,8 @@ int attribute_value(int attribute) {
     case 38: return 50 << 20;        // L2_CACHE_SIZE
     case 39: return 2048;            // MAX_THREADS_PER_MULTIPROCESSOR
     case 41: return 1;               // UNIFIED_ADDRESSING
-    case 75: return major;           // COMPUTE_CAPABILITY_MAJOR
-    case 76: return minor;           // COMPUTE_CAPABILITY_MINOR
+    case 75: return capability_major();  // COMPUTE_CAPABILITY_MAJOR
+    case 76: return capability_minor();  // COMPUTE_CAPABILITY_MINOR
     case 81: return 228 << 10;       // MAX_SHARED_MEMORY_PER_MULTIPROCESSOR
     case 82: return 65536;           // MAX_REGISTERS_PER_MULTIPROCESSOR
     case 97: return shared_memory_opt_in();  // MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
@@ -103,10 +101,8 @@ const ErrorName* find_error(int code) {
 }  // namespace
 
 int shared_memory_opt_in() {
-  int major, minor;
-  compute_capability(major, minor);
-  if (major == 8 && minor == 0) return 163 << 10;
-  return major >= 9 ? 227 << 10 : 99 << 10;
+  if (capability_major() == 8 && capability_minor() == 0) return 163 << 10;
+  return capability_major() >= 9 ? 227 << 10 : 99 << 10;
 }
 
 }  // namespace emulator
@@ -114,7 +110,10 @@ int shared_memory_opt_in() {
 using namespace emulator;
 
 DRIVER_API cuInit(unsigned) {
-  return driver_call("cuInit", [] { return Outcome{}; });
+  return driver_call("cuInit", []() -> Outcome {
+    if (!environment_error().empty()) return {invalid_value, environment_error()};
+    return {};
+  });
 }
 DRIVER_API cuDriverGetVersion(int* version) {
   *version = 13000;

@@ -8,6 +8,9 @@
 
 namespace emulator {
 
+// Empty if all variables were understood.
+const std::string& environment_error();
+
 // The order in which threads, blocks and independent streams run. forward also does as little as a wait demands,
 // reversed as much as it can; random draws everything.
 enum class Order { forward, reversed, random };
@@ -28,8 +31,9 @@ int planned_failure(const char* function);
 bool set_failure(const char* spec);
 
 size_t memory_size();              // L2B_EMULATOR_MEMORY, bytes or with K, M, G; default 8G
-void compute_capability(int& major, int& minor);  // L2B_EMULATOR_CC, default 9.0
-unsigned launch_seconds();         // L2B_EMULATOR_LAUNCH_SECONDS: CPU time after which a launch is called endless
+int capability_major();            // L2B_EMULATOR_CC, default 9.0
+int capability_minor();
+unsigned launch_seconds();         // L2B_EMULATOR_LAUNCH_SECONDS: CPU time after which a launch counts as endless
 bool report_leaks();               // L2B_EMULATOR_LEAKS=1: list buffers never freed at the end of the process
 bool verbose();                    // L2B_EMULATOR_VERBOSE=1: print every error as it is returned
 

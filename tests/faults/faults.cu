@@ -156,6 +156,12 @@ extern "C" __global__ void fault_endless_wait(volatile int* flag) {
   while (*flag == 0) spin_pause();
 }
 
+// Nothing here lets another thread run, so only the time limit ends it.
+extern "C" __global__ void fault_endless_loop(volatile int* flag) {
+  while (*flag == 0) {
+  }
+}
+
 // ---- memory
 
 extern "C" __global__ void fault_past_end(float* y, int n) {
