@@ -1,0 +1,111 @@
+//! Convolution and linear layer.
+//!
+//! forward  y  = conv(x, W) + b
+//! tangent  ty = conv(tx, W) + conv(x, V) + v_b
+//! backward dx = convᵀ(dy, W), dW = Σ x ⊗ dy, db = Σ dy; contracted: ⟨dy_i, conv(x_i, V) + v_b⟩
+
+use crate::Result;
+use crate::device::{Conv, Device, Geometry, Mem, Write};
+use crate::net::{How, Node, ParamId, Pass, Sink, ValueId};
+
+struct Args<'p, 'a, D: Device> {
+    conv: Conv<'p, D>,
+    x: ValueId,
+    y: ValueId,
+    weight: ParamId,
+    bias: Option<ParamId>,
+    pass: &'p Pass<'a, D>,
+}
+
+fn args<'p, 'a, D: Device>(pass: &'p Pass<'a, D>, index: usize) -> Args<'p, 'a, D> {
+    let plan = &pass.plan.nodes[index];
+    let (
+        Node::Conv {
+            x, y, weight, bias, ..
+        },
+        Some(Geometry::Conv(shape)),
+        Some(prepared),
+    ) = (&pass.program.nodes[index], &plan.geometry, &plan.prepared)
+    else {
+        unreachable!("node {index} is a planned convolution")
+    };
+    Args {
+        conv: Conv {
+            shape,
+            prepared,
+            x: pass.source(*x),
+            saved: plan.saved.of(pass.arena),
+            scratch: pass.plan.scratch.of(pass.arena),
+        },
+        x: *x,
+        y: *y,
+        weight: *weight,
+        bias: *bias,
+        pass,
+    }
+}
+
+impl<'a, D: Device> Args<'_, 'a, D> {
+    fn weight(&self, flat: Mem<'a, D>) -> Mem<'a, D> {
+        self.pass.param(flat, self.weight)
+    }
+
+    fn bias(&self, flat: Mem<'a, D>) -> Option<Mem<'a, D>> {
+        self.bias.map(|bias| self.pass.param(flat, bias))
+    }
+}
+
+pub(super) fn forward<D: Device>(pass: &Pass<D>, index: usize) -> Result<()> {
+    let a = args(pass, index);
+    let theta = pass.params;
+    pass.device.conv_forward(
+        a.conv,
+        pass.value(a.y),
+        a.weight(theta),
+        a.bias(theta),
+        pass.forward_epilogue(a.y),
+    )
+}
+
+pub(super) fn tangent<'a, D: Device>(pass: &Pass<'a, D>, index: usize, v: Mem<'a, D>) -> Result<()> {
+    let a = args(pass, index);
+    pass.device.conv_tangent(
+        a.conv,
+        pass.plan.tangents[a.y].of(pass.arena),
+        pass.source_tangent(a.x),
+        a.weight(pass.params),
+        a.weight(v),
+        a.bias(v),
+        pass.tangent_epilogue(a.y),
+    )
+}
+
+pub(super) fn backward<'a, D: Device>(pass: &Pass<'a, D>, index: usize, sink: &Sink<'a, D>) -> Result<()> {
+    let a = args(pass, index);
+    let dy = pass.adjoint(a.y);
+    match *sink {
+        Sink::Gradient(g) => {
+            let (dw, dbias) = (a.weight(g), a.bias(g));
+            pass.device
+                .conv_backward_weight(a.conv, dw, dbias, Write::Set, dy)?;
+        }
+        Sink::Contraction { out, v, .. } => {
+            pass.device
+                .conv_contract(a.conv, out, dy, a.weight(v), a.bias(v))?;
+        }
+    }
+    let Some(contribution) = pass.plan.nodes[index].adjoints[0] else {
+        return Ok(());
+    };
+    let How::Write(write) = contribution.how else {
+        unreachable!("only joins alias")
+    };
+    pass.device.conv_backward_input(
+        a.conv,
+        pass.adjoint(a.x),
+        write,
+        dy,
+        a.weight(pass.params),
+        pass.adjoint_epilogue(a.x, contribution),
+    )
+}

@@ -1,0 +1,9 @@
+//! Networks: the program (what is computed), the plan (where everything lies), the pass (running it on a device).
+
+mod pass;
+mod plan;
+mod program;
+
+pub use pass::{Pass, Sink};
+pub use plan::{Contribution, How, NodePlan, NormPlan, Plan, Reuse};
+pub use program::{Node, NormId, NormLayer, Param, ParamId, ParamRole, Program, Value, ValueId, ValueKind};

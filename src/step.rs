@@ -1,0 +1,285 @@
+//! One training step, with the L2B weights from their closed form (METHOD 1.4, 1.5):
+//!
+//! ```text
+//! meta batch   -> forward(θ̂) -> loss -> backward     v = ∇f_val(θ̂)
+//! train batch  -> forward(θ)                         z
+//! saved, v     -> tangent                            ż
+//! z, ż, labels -> inner products                     α_i = ηλ (p_i − e_y)·ż_i, β_i likewise with the pseudo-label
+//! α, β         -> rectify, normalise                 α̃, β̃
+//! z, α̃, β̃     -> backward                           g = Σ α̃_i ∇f_i + β̃_i ∇g_i
+//! g            -> clip, SGD                          θ, momentum
+//! ```
+
+use crate::device::{Device, Mem, Statistics, StepParams, Targets};
+use crate::engine::{Engine, InnerProduct, NormMode, Outcome, Slot, VirtualStep};
+use crate::model::read;
+use crate::net::{Pass, Sink};
+use crate::{Error, Result};
+
+/// What a step minimises.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Objective {
+    /// Mean cross-entropy against the given labels.
+    CrossEntropy,
+    /// Hard bootstrapping with a fixed share of the given label (METHOD 1.2, eq. 2).
+    Bootstrap,
+    /// Given labels, weighted by the meta gradient: L2RW, L2B without its pseudo-label row.
+    Reweight,
+    /// Given and pseudo-labels, both weighted.
+    L2b,
+}
+
+impl Objective {
+    /// Whether weights come from a meta batch.
+    pub fn is_meta(self) -> bool {
+        matches!(self, Objective::Reweight | Objective::L2b)
+    }
+}
+
+impl<D: Device> Engine<D> {
+    /// One step on the batches fed: updates θ, momentum and running statistics.
+    pub fn step(&mut self, objective: Objective, params: &StepParams) -> Result<()> {
+        self.set_step(params)?;
+        self.step_recorded(objective)
+    }
+
+    /// The step's work on the device, step parameters already there.
+    fn step_recorded(&self, objective: Objective) -> Result<()> {
+        if objective.is_meta() {
+            self.meta_gradient()?;
+        }
+        let statistics = self.statistics(true);
+        let pass = self.pass(Slot::Train, self.model.theta(), statistics);
+        self.load_input(Slot::Train, pass.input())?;
+        pass.forward()?;
+        self.losses(&pass)?;
+        if objective.is_meta() {
+            self.inner_products(objective, &pass)?;
+            self.device.weights(
+                self.weighed(objective, self.entry(Slot::Train, |e| e.weights)),
+                self.weighed(objective, self.entry(Slot::Train, |e| e.raw)),
+                self.options.normalise,
+                self.step_span(),
+            )?;
+        }
+        let (real, pseudo) = self.weights_of(objective);
+        self.device.cross_entropy_backward(
+            self.loss_shape(Slot::Train),
+            pass.output_adjoint(),
+            pass.output(),
+            (self.labels(Slot::Train), real),
+            pseudo.map(|weights| (self.pseudo_labels(), weights)),
+        )?;
+        pass.backward(&Sink::Gradient(self.model.flat(&self.gradient)))?;
+        self.update()
+    }
+
+    /// v ← ∇ mean f_val at θ̂. Leaves θ, momentum and running statistics alone.
+    pub fn meta_gradient(&self) -> Result<()> {
+        let theta_hat = match self.options.virtual_step {
+            VirtualStep::Plain => self.model.theta(),
+            VirtualStep::Momentum => {
+                let out = self.model.flat(&self.theta_hat);
+                self.device
+                    .lookahead(out, self.model.theta(), self.model.buf(), self.step_span())?;
+                out
+            }
+        };
+        let pass = self.pass(Slot::Meta, theta_hat, self.statistics(false));
+        self.load_input(Slot::Meta, pass.input())?;
+        pass.forward()?;
+        let shape = self.loss_shape(Slot::Meta);
+        let labels = self.labels(Slot::Meta);
+        self.device
+            .cross_entropy(shape, self.meta_loss(), pass.output(), labels)?;
+        let uniform = self.entry(Slot::Meta, |e| e.uniform);
+        self.device.cross_entropy_backward(
+            shape,
+            pass.output_adjoint(),
+            pass.output(),
+            (labels, uniform),
+            None,
+        )?;
+        pass.backward(&Sink::Gradient(self.model.flat(&self.v)))
+    }
+
+    /// Pseudo-labels, and the losses of both kinds of label.
+    fn losses(&self, pass: &Pass<D>) -> Result<()> {
+        let shape = self.loss_shape(Slot::Train);
+        let z = pass.output();
+        self.device
+            .pseudo_labels(shape, self.entry(Slot::Train, |e| e.pseudo), z)?;
+        let given = self.entry(Slot::Train, |e| e.loss_real);
+        self.device
+            .cross_entropy(shape, given, z, self.labels(Slot::Train))?;
+        let pseudo = self.entry(Slot::Train, |e| e.loss_pseudo);
+        self.device.cross_entropy(shape, pseudo, z, self.pseudo_labels())
+    }
+
+    /// raw ← ⟨v, ∇f_i⟩ and, for L2B, ⟨v, ∇g_i⟩.
+    fn inner_products(&self, objective: Objective, pass: &Pass<D>) -> Result<()> {
+        let shape = self.loss_shape(Slot::Train);
+        let v = self.model.flat(&self.v);
+        let rows = [self.labels(Slot::Train), self.pseudo_labels()];
+        let rows = rows
+            .into_iter()
+            .take(if objective == Objective::L2b { 2 } else { 1 });
+        match self.options.inner_product {
+            InnerProduct::Tangent => {
+                pass.tangent(v)?;
+                for (row, targets) in rows.enumerate() {
+                    let raw = self.row(self.entry(Slot::Train, |e| e.raw), row);
+                    self.device
+                        .tangent_dot(shape, raw, pass.output(), pass.output_tangent(), targets)?;
+                }
+            }
+            InnerProduct::Contraction => {
+                let ones = self.entry(Slot::Train, |e| e.ones);
+                for (row, targets) in rows.enumerate() {
+                    let raw = self.row(self.entry(Slot::Train, |e| e.raw), row);
+                    self.device.fill(raw, 0)?;
+                    self.device.cross_entropy_backward(
+                        shape,
+                        pass.output_adjoint(),
+                        pass.output(),
+                        (targets, ones),
+                        None,
+                    )?;
+                    pass.backward(&Sink::Contraction {
+                        out: raw,
+                        v,
+                        scratch: self.model.flat(&self.gradient),
+                    })?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Clip and SGD with the gradient in [`Engine::gradient`].
+    fn update(&self) -> Result<()> {
+        let g = self.model.flat(&self.gradient);
+        let norm = self.entry(Slot::Train, |e| e.gradient_norm);
+        let scratch = crate::device::Region {
+            offset: 0,
+            bytes: self
+                .device
+                .gradient_norm_scratch_bytes(g.bytes / size_of::<D::Real>()),
+        };
+        self.device
+            .gradient_norm(norm, g, scratch.of(&self.norm_scratch))?;
+        self.device
+            .sgd(self.model.theta(), self.model.buf(), g, norm, self.step_span())
+    }
+
+    /// What the last step computed.
+    pub fn outcome(&self, objective: Objective) -> Result<Outcome> {
+        let train = |region: fn(&crate::engine::Entries) -> crate::device::Region| {
+            self.read_entry(Slot::Train, region)
+        };
+        let n = self.fed(Slot::Train);
+        let mut pseudo_labels = vec![0i32; n];
+        let pseudo = self.entry(Slot::Train, |e| e.pseudo);
+        self.device
+            .download(bytemuck::cast_slice_mut(&mut pseudo_labels), pseudo)?;
+        let mut outcome = Outcome {
+            pseudo_labels,
+            loss_real: train(|e| e.loss_real)?,
+            loss_pseudo: train(|e| e.loss_pseudo)?,
+            gradient_norm: train(|e| e.gradient_norm)?[0],
+            ..Outcome::default()
+        };
+        let (real, pseudo) = self.weights_of(objective);
+        outcome.alpha = read::<D>(&self.device, real)?;
+        outcome.beta = match pseudo {
+            Some(weights) => read::<D>(&self.device, weights)?,
+            None => vec![0.0; n],
+        };
+        if objective.is_meta() {
+            let raw = train(|e| e.raw)?;
+            outcome.alpha_raw = raw[..n].to_vec();
+            outcome.beta_raw = if objective == Objective::L2b {
+                raw[n..].to_vec()
+            } else {
+                vec![0.0; n]
+            };
+            outcome.val_loss = read::<D>(&self.device, self.meta_loss())?;
+        }
+        Ok(outcome)
+    }
+
+    /// Error::Diverged where anything in the outcome is not finite, naming the first parameter whose gradient is not.
+    pub fn check(&self, step: u64, outcome: &Outcome) -> Result<()> {
+        let bad = |values: &[f64]| values.iter().copied().find(|v| !v.is_finite());
+        let found = [
+            ("meta loss", bad(&outcome.val_loss)),
+            ("train loss", bad(&outcome.loss_real)),
+            ("raw weight", bad(&outcome.alpha_raw).or(bad(&outcome.beta_raw))),
+            ("gradient norm", bad(&[outcome.gradient_norm])),
+        ];
+        let Some((what, value)) = found.into_iter().find_map(|(what, value)| Some((what, value?))) else {
+            return Ok(());
+        };
+        let gradients = self.model.read_flat(&self.device, &self.gradient)?;
+        let layer = self
+            .model
+            .program
+            .params
+            .iter()
+            .find(|p| bad(&gradients[&p.name].values).is_some());
+        Err(Error::Diverged {
+            step,
+            what: match layer {
+                Some(param) => format!("{what} (first gradient that is not finite: {})", param.name),
+                None => what.to_owned(),
+            },
+            value,
+            hint: "lower --lr, set --clip, or lengthen --warm-up".into(),
+        })
+    }
+
+    /// Weights of the given labels, and of the pseudo-labels where the objective has any.
+    fn weights_of(&self, objective: Objective) -> (Mem<'_, D>, Option<Mem<'_, D>>) {
+        let weights = self.entry(Slot::Train, |e| e.weights);
+        match objective {
+            Objective::CrossEntropy => (self.entry(Slot::Train, |e| e.uniform), None),
+            Objective::Bootstrap => (
+                self.entry(Slot::Train, |e| e.bootstrap_real),
+                Some(self.entry(Slot::Train, |e| e.bootstrap_pseudo)),
+            ),
+            Objective::Reweight => (self.row(weights, 0), None),
+            Objective::L2b => (self.row(weights, 0), Some(self.row(weights, 1))),
+        }
+    }
+
+    /// The entries that are normalised jointly.
+    fn weighed<'a>(&self, objective: Objective, both: Mem<'a, D>) -> Mem<'a, D> {
+        if objective == Objective::L2b {
+            both
+        } else {
+            self.row(both, 0)
+        }
+    }
+
+    /// One row of a [2][n] array.
+    fn row<'a>(&self, both: Mem<'a, D>, row: usize) -> Mem<'a, D> {
+        let bytes = both.bytes / 2;
+        both.slice(row * bytes, bytes)
+    }
+
+    /// Per-entry losses of the meta batch.
+    fn meta_loss(&self) -> Mem<'_, D> {
+        self.entry(Slot::Meta, |e| e.loss_meta)
+    }
+
+    fn pseudo_labels(&self) -> Targets<'_, D::Arena> {
+        Targets::Hard(self.entry(Slot::Train, |e| e.pseudo))
+    }
+
+    fn statistics(&self, update: bool) -> Statistics {
+        match self.options.norm {
+            NormMode::Batch => Statistics::Batch { update },
+            NormMode::Frozen => Statistics::Running,
+        }
+    }
+}
