@@ -5,6 +5,8 @@
 mod common;
 #[path = "gpu/device.rs"]
 mod device;
+#[path = "common/fixtures.rs"]
+mod fixtures;
 #[path = "gpu/operations.rs"]
 mod operations;
 #[path = "gpu/promises.rs"]
