@@ -4,8 +4,25 @@ use super::common::ops::{KINDS, Setup};
 use super::device::{in_orders, open, set_order};
 use l2b::device::{ConvShape, Device, Geometry, LossShape, PoolShape, Rows};
 
-fn conv(n: i32, (h, w): (i32, i32), (c, k): (i32, i32), (r, s): (i32, i32), stride: i32, pad: i32) -> ConvShape {
-    ConvShape { n, h, w, c, k, r, s, stride, pad }
+fn conv(
+    n: i32,
+    (h, w): (i32, i32),
+    (c, k): (i32, i32),
+    (r, s): (i32, i32),
+    stride: i32,
+    pad: i32,
+) -> ConvShape {
+    ConvShape {
+        n,
+        h,
+        w,
+        c,
+        k,
+        r,
+        s,
+        stride,
+        pad,
+    }
 }
 
 /// Any channel counts: the scalar kernels.
@@ -55,11 +72,18 @@ fn convolution_over_channels_in_fours() {
 fn convolution_on_the_large_tile() {
     let Some(cuda) = open() else { return };
     set_order("random:1");
-    let wide = conv(1, (127, 129), (4, 36), (1, 2), 1, 0);
-    let deep = conv(1, (127, 129), (36, 4), (2, 1), 1, 0);
-    for (shape, part) in [(wide, "forward"), (wide, "backward_weight"), (deep, "backward_input")] {
+    let wide = conv(1, (128, 129), (4, 36), (1, 2), 1, 0);
+    let deep = conv(1, (129, 128), (36, 4), (2, 1), 1, 0);
+    for (shape, part) in [
+        (wide, "forward"),
+        (wide, "backward_weight"),
+        (deep, "backward_input"),
+    ] {
         let plan = cuda.prepare(&Geometry::Conv(shape)).expect("prepare").algorithm;
-        assert!(format!("{plan:?}").contains(&format!("{part}: Large")), "{plan:?}");
+        assert!(
+            format!("{plan:?}").contains(&format!("{part}: Large")),
+            "{plan:?}"
+        );
     }
     Setup::new(&cuda).conv(wide, 3);
     Setup::new(&cuda).conv(deep, 3);
@@ -76,7 +100,13 @@ fn sources_and_joins() {
 
 #[test]
 fn pooling() {
-    let sizes = [(1, 1, 1, 1), (5, 7, 5, 7), (5, 7, 2, 3), (8, 8, 8, 8), (4, 4, 2, 2)];
+    let sizes = [
+        (1, 1, 1, 1),
+        (5, 7, 5, 7),
+        (5, 7, 2, 3),
+        (8, 8, 8, 8),
+        (4, 4, 2, 2),
+    ];
     in_orders(|cuda| {
         for (i, (h, w, r, s)) in sizes.into_iter().enumerate() {
             for (n, c) in [(1, 7), (5, 4)] {
@@ -90,7 +120,10 @@ fn pooling() {
 fn norm_contraction() {
     in_orders(|cuda| {
         for (samples, pixels, channels) in [(1, 1, 1), (5, 35, 3), (33, 1, 7), (3, 300, 4)] {
-            let shape = Rows { rows: (samples * pixels) as i32, channels };
+            let shape = Rows {
+                rows: (samples * pixels) as i32,
+                channels,
+            };
             Setup::new(cuda).norm_contract(shape, samples);
         }
     });
