@@ -44,11 +44,17 @@ pub fn build(sources: &[Source], out: &Path) -> Result<(), String> {
     .into();
     arguments.extend(code_options(&architectures)?);
 
-    let mut inputs = cache::files(Path::new("kernels"), &["cu", "cuh"])?;
-    inputs.push(nvcc.clone());
-    let product = cache::product(out, "kernels.fatbin", cache::key(&inputs, &arguments)?);
     let mut command = Command::new(&nvcc);
     command.args(&arguments).arg(&unit);
+    let inputs = cache::files(Path::new("kernels"), &["cu", "cuh"])?;
+    let compiler = std::fs::metadata(&nvcc).map_err(|e| format!("{}: {e}", nvcc.display()))?;
+    arguments.push(format!(
+        "{} {} {:?}",
+        nvcc.display(),
+        compiler.len(),
+        compiler.modified().ok()
+    ));
+    let product = cache::product(out, "kernels.fatbin", cache::key(&inputs, &arguments)?);
     cache::run(vec![Job {
         command,
         product: product.clone(),
