@@ -203,7 +203,7 @@ bool canary_is_intact(const void* p, size_t bytes) {
   return sanitizer::present || std::all_of(tail, tail + canary_bytes, [](unsigned char c) { return c == canary; });
 }
 
-constexpr size_t static_alignment = 16, dynamic_alignment = 1024;
+constexpr size_t static_alignment = 16, dynamic_alignment = 128;
 }  // namespace
 
 void* Scheduler::shared_array(const void* key, size_t bytes) {
