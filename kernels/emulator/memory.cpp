@@ -57,9 +57,9 @@ Allocation map_buffer(size_t bytes, char*& address) {
 }
 
 void unmap_buffer(char* address, const Allocation& allocation) {
-  free(address);
   freed.push_back({address, allocation});
   if (freed.size() > remembered_frees) freed.pop_front();
+  free(address);
 }
 
 #else
