@@ -22,12 +22,13 @@ pub fn product(out: &Path, name: &str, key: u64) -> PathBuf {
     target.join("kernel-cache").join(format!("{key:016x}-{name}"))
 }
 
-/// Hash of files' contents and of anything else that decides a product, in the order given.
+/// Hash of files' names and contents and of anything else that decides a product, in the order given. Not of folders:
+/// generated files lie in another `OUT_DIR` for every kind of build.
 pub fn key(files: &[PathBuf], other: &[String]) -> Result<u64, String> {
     let mut hasher = DefaultHasher::new();
     for file in files {
         let content = std::fs::read(file).map_err(|e| format!("{}: {e}", file.display()))?;
-        file.hash(&mut hasher);
+        file.file_name().hash(&mut hasher);
         content.hash(&mut hasher);
     }
     other.hash(&mut hasher);

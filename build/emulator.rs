@@ -48,9 +48,9 @@ pub fn build(sources: &[Source], faults: &[Source], out: &Path) -> Result<(), St
         registrations.push(unit);
     }
     // For scripts/sanitize, which compiles the same units with other options.
-    cache::write_if_changed(&generated.join("flags"), &FLAGS.join("\n"));
-    let list: Vec<_> = units.iter().map(|u| u.to_string_lossy().into_owned()).collect();
-    cache::write_if_changed(&generated.join("units"), &list.join("\n"));
+    cache::write_if_changed(&generated.join("flags"), &lines(FLAGS));
+    let list: Vec<_> = units.iter().map(|u| u.to_string_lossy()).collect();
+    cache::write_if_changed(&generated.join("units"), &lines(&list));
 
     let mut headers = cache::files(Path::new("kernels"), &["cuh"])?;
     headers.extend(cache::files(Path::new("kernels/emulator"), &["h"])?);
@@ -116,4 +116,9 @@ fn registration(source: &Source) -> String {
     }
     text += "};\nstatic const emulator::Registration registration(kernels);\n";
     text
+}
+
+/// One item a line, the last one ended too: what a shell's `read` wants.
+fn lines(items: &[impl AsRef<str>]) -> String {
+    items.iter().map(|item| format!("{}\n", item.as_ref())).collect()
 }

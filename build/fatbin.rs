@@ -9,7 +9,8 @@ use crate::scan::Source;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Architectures without `L2B_CUDA_ARCH`: code for A100 and H100, PTX for whatever comes later.
+/// Architectures without `L2B_CUDA_ARCH`: code for A100 and H100, PTX for whatever comes later. `L2B_CUDA_ARCH=none`
+/// leaves nvcc out, for builds that only run on the emulator.
 const DEFAULT_ARCHITECTURES: &str = "sm_80,sm_90a,compute_80";
 
 pub fn build(sources: &[Source], out: &Path) -> Result<(), String> {
@@ -17,6 +18,10 @@ pub fn build(sources: &[Source], out: &Path) -> Result<(), String> {
         println!("cargo:rerun-if-env-changed={variable}");
     }
     let fatbin = out.join("kernels.fatbin");
+    let named = std::env::var("L2B_CUDA_ARCH").ok().filter(|a| !a.is_empty());
+    if named.as_deref() == Some("none") {
+        return std::fs::write(&fatbin, []).map_err(|e| format!("{}: {e}", fatbin.display()));
+    }
     let Some(nvcc) = find_nvcc()? else {
         println!(
             "cargo:warning=no nvcc: this build holds no kernels for a GPU; \
@@ -27,10 +32,7 @@ pub fn build(sources: &[Source], out: &Path) -> Result<(), String> {
 
     let unit = out.join("kernels.cu");
     cache::write_if_changed(&unit, &translation_unit(sources)?);
-    let architectures = std::env::var("L2B_CUDA_ARCH")
-        .ok()
-        .filter(|a| !a.is_empty())
-        .unwrap_or(DEFAULT_ARCHITECTURES.into());
+    let architectures = named.unwrap_or(DEFAULT_ARCHITECTURES.into());
     let mut arguments: Vec<String> = [
         "-fatbin",
         "-std=c++17",
@@ -44,11 +46,17 @@ pub fn build(sources: &[Source], out: &Path) -> Result<(), String> {
     .into();
     arguments.extend(code_options(&architectures)?);
 
-    let mut inputs = cache::files(Path::new("kernels"), &["cu", "cuh"])?;
-    inputs.push(nvcc.clone());
-    let product = cache::product(out, "kernels.fatbin", cache::key(&inputs, &arguments)?);
     let mut command = Command::new(&nvcc);
     command.args(&arguments).arg(&unit);
+    let inputs = cache::files(Path::new("kernels"), &["cu", "cuh"])?;
+    let compiler = std::fs::metadata(&nvcc).map_err(|e| format!("{}: {e}", nvcc.display()))?;
+    arguments.push(format!(
+        "{} {} {:?}",
+        nvcc.display(),
+        compiler.len(),
+        compiler.modified().ok()
+    ));
+    let product = cache::product(out, "kernels.fatbin", cache::key(&inputs, &arguments)?);
     cache::run(vec![Job {
         command,
         product: product.clone(),

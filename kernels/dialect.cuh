@@ -21,8 +21,8 @@
 #include <cuda_bf16.h>
 #include <stdint.h>
 
-// Dynamic shared memory as bytes. One per kernel, aligned for any vector or tensor-map access.
-#define DYN_SMEM(name) extern __shared__ __align__(1024) unsigned char name[]
+// Dynamic shared memory as bytes. One per kernel. (A larger alignment would round every SHARED array of the image up.)
+#define DYN_SMEM(name) extern __shared__ __align__(128) unsigned char name[]
 // A shared array: SHARED(float, tile, [16][17]);
 #define SHARED(T, name, ...) __shared__ __align__(16) T name __VA_ARGS__
 #define UNROLL _Pragma("unroll")

@@ -15,6 +15,7 @@
 #include <memory>
 
 #include "memory.h"
+#include "sanitizer.h"
 #include "scheduler.h"
 #include "text.h"
 
@@ -165,8 +166,8 @@ void give_this_thread_its_stacks() {
 }  // namespace
 
 void install_fault_handlers() {
-#if !defined(EMULATOR_ADDRESS_SANITIZER) && !defined(EMULATOR_THREAD_SANITIZER)  // they have handlers of their own
   static const bool installed = [] {
+    if (sanitizer::present) return false;  // it has handlers of its own
     struct sigaction action {};
     action.sa_sigaction = on_fault;
     // NODEFER: the handler's end is not reached by the redirected thread's next fault.
@@ -175,7 +176,6 @@ void install_fault_handlers() {
     return true;
   }();
   (void)installed;
-#endif
   give_this_thread_its_stacks();
   static const bool timed = [] {
     struct sigaction action {};

@@ -137,21 +137,41 @@ DRIVER_API cuMemFree_v2(CUdeviceptr address) {
   });
 }
 
+// Allocating and freeing in a capture would make memory nodes, which are left out: no step of the engine allocates.
+static Outcome refuse_in_capture(const char* function) {
+  if (Outcome forbidden = forbid_while_capturing(function); !forbidden.ok()) return forbidden;
+  return {not_supported, std::string(function) + " in a relaxed capture (memory nodes)"};
+}
+
 // Ordered in a stream. The memory itself is there at once: a use that runs before this point of the stream would go
-// unnoticed, one after the free does not. Allocating in a capture (a memory node) is left out: no step allocates.
+// unnoticed, one after the free does not.
 DRIVER_API cuMemAllocAsync(CUdeviceptr* result, size_t bytes, Handle handle) {
   return asynchronous("cuMemAllocAsync", handle, [&](const StreamRef& stream) -> Outcome {
-    if (capture_status(stream) != 0) return forbid_while_capturing("cuMemAllocAsync");
+    if (capture_status(stream) != 0) return refuse_in_capture("cuMemAllocAsync");
     return allocate(result, bytes);
   });
 }
 DRIVER_API cuMemFreeAsync(CUdeviceptr address, Handle handle) {
   return asynchronous("cuMemFreeAsync", handle, [&](const StreamRef& stream) -> Outcome {
     if (address == 0) return {};
-    if (capture_status(stream) != 0) return forbid_while_capturing("cuMemFreeAsync");
+    if (capture_status(stream) != 0) return refuse_in_capture("cuMemFreeAsync");
     return enqueue(stream, [=](OrderOption) { return release(address); });
   });
 }
+
+// There is one pool, which keeps nothing: every attribute reads 0 and takes any value.
+DRIVER_API cuDeviceGetDefaultMemPool(Handle* pool, CUdevice) {
+  static char the_pool;
+  *pool = &the_pool;
+  return success;
+}
+DRIVER_API cuDeviceGetMemPool(Handle* pool, CUdevice device) { return cuDeviceGetDefaultMemPool(pool, device); }
+DRIVER_API cuMemPoolSetAttribute(Handle, int, void*) { return success; }
+DRIVER_API cuMemPoolGetAttribute(Handle, int, uint64_t* value) {
+  *value = 0;
+  return success;
+}
+DRIVER_API cuMemPoolTrimTo(Handle, size_t) { return success; }
 
 DRIVER_API cuMemHostAlloc(void** result, size_t bytes, unsigned) {
   return driver_call("cuMemHostAlloc", [&]() -> Outcome {

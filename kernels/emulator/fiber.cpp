@@ -41,11 +41,8 @@ l2b_emulator_switch:
 namespace emulator {
 
 static constexpr size_t page = 4096;
-#if defined(EMULATOR_ADDRESS_SANITIZER) || defined(EMULATOR_THREAD_SANITIZER)
-static constexpr size_t stack_bytes = 256 << 10;  // instrumented frames are several times larger
-#else
-static constexpr size_t stack_bytes = 64 << 10;
-#endif
+// Instrumented frames are several times larger.
+static constexpr size_t stack_bytes = sanitizer::present ? 256 << 10 : 64 << 10;
 
 Fiber* create_fiber(void (*entry)()) {
   auto* fiber = new Fiber;

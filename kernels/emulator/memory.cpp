@@ -56,7 +56,11 @@ Allocation map_buffer(size_t bytes, char*& address) {
   return {bytes, address, bytes};
 }
 
-void unmap_buffer(char* address, const Allocation&) { free(address); }
+void unmap_buffer(char* address, const Allocation& allocation) {
+  freed.push_back({address, allocation});
+  if (freed.size() > remembered_frees) freed.pop_front();
+  free(address);
+}
 
 #else
 

@@ -27,6 +27,12 @@ void AnnotateIgnoreWritesEnd(const char*, int);
 
 namespace emulator::sanitizer {
 
+#if defined(EMULATOR_ADDRESS_SANITIZER) || defined(EMULATOR_THREAD_SANITIZER)
+inline constexpr bool present = true;
+#else
+inline constexpr bool present = false;
+#endif
+
 // Bytes that no kernel may touch (the tail behind a buffer), and the opposite.
 inline void poison([[maybe_unused]] void* p, [[maybe_unused]] size_t bytes) {
 #if defined(EMULATOR_ADDRESS_SANITIZER)

@@ -91,7 +91,7 @@ std::string Scheduler::run(const Launch& launch) {
   return error_;
 }
 
-bool Scheduler::run_block(uint3 index) {
+void Scheduler::run_block(uint3 index) {
   block_.index = index;
   // Blocks are ordered one after the other for the race checker: it looks for races within a block.
   sanitizer::acquire(&block_end_edge_);
@@ -108,7 +108,6 @@ bool Scheduler::run_block(uint3 index) {
   switch_fiber(host_, *first->fiber);  // returns when the last thread has exited, or by abandon()
   running_ = nullptr;
   current_thread = nullptr;
-  return error_.empty();
 }
 
 void Scheduler::reset_block() {

@@ -88,7 +88,7 @@ class Scheduler {
   bool second_warning() const { return time_warnings_ > 1; }
 
  private:
-  bool run_block(uint3 index);
+  void run_block(uint3 index);
   void reset_block();
   void make_shared_memory();
   void free_shared_memory();

@@ -218,3 +218,23 @@ fn copies_beyond_a_buffer_are_refused() {
         &["260 bytes", "past its end at 256"],
     );
 }
+
+// For scripts/sanitize: a sanitizer ends the process at the write, before any canary is looked at.
+
+#[test]
+#[ignore = "for the sanitizers"]
+fn shared_overrun_alone() {
+    let text = fault("fault_past_shared", blocks(1, 64), 64);
+    assert_mentions(&text, &["past the end of a SHARED array of 256 bytes"]);
+}
+
+#[test]
+#[ignore = "for the sanitizers"]
+fn dynamic_shared_overrun_alone() {
+    let config = LaunchConfig {
+        shared_mem_bytes: 256,
+        ..blocks(1, 64)
+    };
+    let text = fault("fault_past_dynamic_shared", config, 64);
+    assert_mentions(&text, &["past the end of the DYN_SMEM array of 256 bytes"]);
+}

@@ -93,7 +93,8 @@ fn work_left_on_another_stream_spoils_a_capture() {
 #[test]
 fn calls_forbidden_while_capturing_return_errors() {
     let gpu = Gpu::new();
-    let forbidden: [(&str, fn(&Gpu) -> Result<(), DriverError>); 3] = [
+    type Call = fn(&Gpu) -> Result<(), DriverError>;
+    let forbidden: [(&str, Call); 3] = [
         ("synchronising", |gpu| gpu.stream.synchronize()),
         ("cuMemAllocAsync", |gpu| {
             gpu.stream.alloc_zeros::<f32>(1).map(drop)

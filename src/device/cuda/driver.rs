@@ -119,3 +119,14 @@ pub fn device_error(what: impl Into<String>, error: DriverError) -> Error {
     let diagnosis = emulator_last_error().map_or(String::new(), |d| format!(": {d}"));
     Error::device(what, format!("{name}{text}{diagnosis}"), "")
 }
+
+#[cfg(all(test, not(feature = "emulator")))]
+mod tests {
+    #[test]
+    fn a_build_without_the_emulator_says_how_to_get_one() {
+        let error = super::load_emulator()
+            .expect_err("there is nothing to load")
+            .to_string();
+        assert!(error.contains("--features emulator"), "{error}");
+    }
+}
