@@ -15,6 +15,7 @@
 //! run in the order of the calls. Operands of one call never overlap where one of them is written.
 
 pub mod cpu;
+pub mod cuda;
 mod memory;
 mod shape;
 
