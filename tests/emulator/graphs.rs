@@ -121,7 +121,7 @@ fn a_graph_that_outlives_its_buffer_is_reported() {
     gpu.stream.begin_capture(THREAD_LOCAL).unwrap();
     launch!(
         gpu.stream,
-        gpu.kernel("fill_f32"),
+        gpu.kernel("fault_none_fill"),
         blocks(1, 64),
         &mut y,
         &64_i32,
@@ -132,7 +132,7 @@ fn a_graph_that_outlives_its_buffer_is_reported() {
     drop(y);
     graph.launch().unwrap();
     let text = diagnosis(gpu.stream.synchronize(), CUresult::CUDA_ERROR_INVALID_VALUE);
-    assert_mentions(&text, &["fill_f32", "argument 0", "freed device buffer"]);
+    assert_mentions(&text, &["fault_none_fill", "argument 0", "freed device buffer"]);
 }
 
 fn no_flags() -> cudarc::driver::sys::CUgraphInstantiate_flags {

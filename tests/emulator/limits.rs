@@ -35,10 +35,10 @@ fn launches_outside_the_limits_are_refused() {
         (blocks(0, 32), "grid"),
         (blocks(1, 512), "__launch_bounds__"),
     ] {
-        let result = launch!(gpu.stream, gpu.kernel("fill_f32"), config, &mut y, &1_i32, &0_f32);
+        let result = launch!(gpu.stream, gpu.kernel("fault_none_fill"), config, &mut y, &1_i32, &0_f32);
         assert_mentions(
             &diagnosis(result, CUresult::CUDA_ERROR_INVALID_VALUE),
-            &["fill_f32", word],
+            &["fault_none_fill", word],
         );
     }
 }
@@ -61,7 +61,7 @@ fn a_planned_call_fails() {
     let mut y = first;
     let result = launch!(
         gpu.stream,
-        gpu.kernel("fill_f32"),
+        gpu.kernel("fault_none_fill"),
         blocks(1, 32),
         &mut y,
         &1_i32,

@@ -105,7 +105,9 @@ fn masks_agree_bit_for_bit() {
             rows: 32,
             channels: 8,
         };
-        let (a, c) = (random.range(8, 0.5, 2.0), random.range(8, -1.0, 1.0));
+        let (mut a, mut c) = (random.range(8, 0.5, 2.0), random.range(8, -1.0, 1.0));
+        // One pre-activation that is exactly zero: closed.
+        (a[0], c[0]) = (0.5, -0.5);
         let x: Vec<f64> = (0..shape.len())
             .map(|i| {
                 let root = (-c[i % 8] / a[i % 8]) as f32;
