@@ -1,4 +1,6 @@
 pub mod arch;
+pub mod atomic;
+pub mod data;
 pub mod device;
 pub mod engine;
 pub mod error;

@@ -1,0 +1,174 @@
+//! Files and folders that appear whole or not at all: written under a temporary name beside the target, synced to
+//! disk, renamed, and the parent folder synced. A crash leaves at most a `.NAME.tmp-…` sibling, never a half file.
+
+use crate::{Error, Result};
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// Writes `bytes` to `path`; an existing file is replaced in one step, so maps of the old one stay valid.
+///
+/// # Errors
+/// `Io`, naming the target; the temporary file is removed.
+pub fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
+    let temporary = temporary_sibling(path);
+    let write = || {
+        let mut file = File::create_new(&temporary)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&temporary, path)?;
+        sync_folder(parent(path))
+    };
+    write().map_err(|source| {
+        // The file may be missing: then there is nothing to remove.
+        let _ = fs::remove_file(&temporary);
+        Error::io(path, source)
+    })
+}
+
+/// A folder under construction; dropped before [`NewFolder::commit`], it is removed with all it holds.
+#[derive(Debug)]
+pub struct NewFolder {
+    temporary: PathBuf,
+    target: PathBuf,
+    committed: bool,
+}
+
+impl NewFolder {
+    /// Starts a folder that will become `target`, which must not exist; its parents are created.
+    ///
+    /// # Errors
+    /// `Config` if `target` exists, `Io` if the file system refuses.
+    pub fn create(target: &Path) -> Result<Self> {
+        if fs::symlink_metadata(target).is_ok() {
+            return Err(Error::config(
+                target.display().to_string(),
+                "a path that does not exist yet",
+                "an existing one",
+                "datasets are never changed once written: choose another name, or remove the old one yourself",
+            ));
+        }
+        fs::create_dir_all(parent(target)).map_err(|e| Error::io(parent(target), e))?;
+        let temporary = temporary_sibling(target);
+        fs::create_dir(&temporary).map_err(|e| Error::io(&temporary, e))?;
+        Ok(NewFolder {
+            temporary,
+            target: target.to_owned(),
+            committed: false,
+        })
+    }
+
+    /// Where the files go until [`NewFolder::commit`].
+    pub fn path(&self) -> &Path {
+        &self.temporary
+    }
+
+    /// The final path.
+    pub fn target(&self) -> &Path {
+        &self.target
+    }
+
+    /// Gives the folder its final name.
+    ///
+    /// # Errors
+    /// `Io`, also when another process has put something there meanwhile; the temporary folder is then removed.
+    pub fn commit(mut self) -> Result<()> {
+        let rename = || {
+            sync_folder(&self.temporary)?;
+            fs::rename(&self.temporary, &self.target)
+        };
+        rename().map_err(|e| Error::io(&self.target, e))?;
+        self.committed = true;
+        sync_folder(parent(&self.target)).map_err(|e| Error::io(&self.target, e))
+    }
+}
+
+impl Drop for NewFolder {
+    fn drop(&mut self) {
+        if !self.committed {
+            let _ = fs::remove_dir_all(&self.temporary);
+        }
+    }
+}
+
+/// The folder that holds `path`.
+fn parent(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    }
+}
+
+/// `.NAME.tmp-PROCESS-NUMBER` beside `path`: the same file system, so that the rename is one step.
+fn temporary_sibling(path: &Path) -> PathBuf {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    let mut name = OsString::from(".");
+    name.push(path.file_name().unwrap_or_default());
+    name.push(format!(".tmp-{}-{number}", std::process::id()));
+    parent(path).join(name)
+}
+
+/// A rename is on disk only once its folder is.
+fn sync_folder(folder: &Path) -> std::io::Result<()> {
+    File::open(folder)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(folder: &Path) -> Vec<OsString> {
+        fs::read_dir(folder)
+            .unwrap()
+            .map(|e| e.unwrap().file_name())
+            .collect()
+    }
+
+    #[test]
+    fn file_replaces_and_failure_leaves_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a");
+        write_file(&path, b"one").unwrap();
+        write_file(&path, b"two").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"two");
+        assert_eq!(names(folder.path()), ["a"]);
+
+        // A folder in the way makes the rename fail.
+        let blocked = folder.path().join("b");
+        fs::create_dir(&blocked).unwrap();
+        assert_eq!(write_file(&blocked, b"x").unwrap_err().exit_code(), 1);
+        assert_eq!(names(folder.path()).len(), 2);
+    }
+
+    #[test]
+    fn folder_appears_whole_or_not_at_all() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("deep/er");
+        let new = NewFolder::create(&target).unwrap();
+        fs::write(new.path().join("f"), "x").unwrap();
+        assert!(!target.exists());
+        drop(new);
+        assert!(names(target.parent().unwrap()).is_empty());
+
+        let new = NewFolder::create(&target).unwrap();
+        fs::write(new.path().join("f"), "x").unwrap();
+        new.commit().unwrap();
+        assert_eq!(names(&target), ["f"]);
+        assert_eq!(NewFolder::create(&target).unwrap_err().exit_code(), 2);
+    }
+
+    #[test]
+    fn commit_never_replaces() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("d");
+        let new = NewFolder::create(&target).unwrap();
+        fs::create_dir(&target).unwrap();
+        fs::write(target.join("theirs"), "x").unwrap();
+        assert_eq!(new.commit().unwrap_err().exit_code(), 1);
+        assert_eq!(names(folder.path()), ["d"]);
+        assert_eq!(names(&target), ["theirs"]);
+    }
+}
