@@ -26,6 +26,11 @@ pub enum ModelName {
     PreactResnet18,
 }
 
+/// Largest width, image side and number of input channels.
+const LARGEST: usize = 16384;
+/// A size that no image network reaches: larger ones are mistakes.
+const MOST_PARAMETERS: f64 = 4e9;
+
 impl Architecture {
     /// The program. Parameter names are PyTorch's: `conv1`, `layerS.B.{bn1,conv1,shortcut.0,bn2,conv2}`, `linear`.
     pub fn program(&self) -> Result<Program> {
@@ -44,10 +49,10 @@ impl Architecture {
             ("image width", width),
         ];
         for (what, value) in positive {
-            if value == 0 || value > 1 << 20 {
+            if value == 0 || value > LARGEST {
                 return Err(Error::config(
                     format!("model {what}"),
-                    "1 to 1048576",
+                    format!("1 to {LARGEST}"),
                     value.to_string(),
                     "",
                 ));
@@ -68,6 +73,24 @@ impl Architecture {
                 "1 to 8 stages of 1 to 1000 blocks",
                 format!("{:?}", self.blocks),
                 "for example [2, 2, 2, 2]",
+            ));
+        }
+        // Rough, in floating point, so that no hostile size overflows: the exact program is built after this.
+        let parameters: f64 = self
+            .blocks
+            .iter()
+            .enumerate()
+            .map(|(stage, &blocks)| {
+                let channels = self.width as f64 * 2f64.powi(stage as i32);
+                blocks as f64 * 18.0 * channels * channels
+            })
+            .sum();
+        if parameters > MOST_PARAMETERS {
+            return Err(Error::config(
+                "model width and blocks",
+                format!("at most {MOST_PARAMETERS:e} parameters"),
+                format!("about {parameters:.1e}"),
+                "",
             ));
         }
         Ok(())

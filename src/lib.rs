@@ -5,6 +5,7 @@ pub mod device;
 pub mod engine;
 pub mod error;
 mod layer;
+pub mod meta_step;
 pub mod model;
 pub mod net;
 pub mod random;

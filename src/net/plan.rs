@@ -98,6 +98,7 @@ impl<T: Copy> Plan<T> {
         batch: usize,
         reuse: Reuse,
     ) -> Result<Self> {
+        program.check_batch(batch)?;
         let act = size_of::<D::Act>();
         let real = size_of::<D::Real>();
         let mut guards = Vec::new();

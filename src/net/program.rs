@@ -4,6 +4,7 @@
 //! whoever reads it). The program knows nothing of devices, batch sizes or memory.
 
 use crate::device::{ConvShape, Geometry, Layout, PoolShape, Region, Rows};
+use crate::{Error, Result};
 
 /// Index into [`Program::values`].
 pub type ValueId = usize;
@@ -344,6 +345,27 @@ impl Program {
             })
             .collect();
         (regions, layout.bytes())
+    }
+
+    /// Whether a batch of n can be indexed at all: Error::Config where a tensor would have 2³¹ elements or more.
+    pub fn check_batch(&self, n: usize) -> Result<()> {
+        let largest = self
+            .values
+            .iter()
+            .map(|v| v.height as f64 * v.width as f64 * v.channels as f64)
+            .fold(0.0, f64::max);
+        if n as f64 * largest < f64::from(i32::MAX) {
+            return Ok(());
+        }
+        Err(Error::config(
+            "batch",
+            format!(
+                "at most {:.0} for this network and image size",
+                f64::from(i32::MAX) / largest
+            ),
+            n.to_string(),
+            "a tensor may have at most 2^31 elements",
+        ))
     }
 
     /// A value as rows of channels at batch size n.

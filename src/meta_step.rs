@@ -1,0 +1,401 @@
+//! `l2b meta-step`: one L2B step on a batch given in a file, so that anyone can check the engine against another
+//! implementation. The formats are described in README, "The meta-step file".
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use safetensors::{Dtype, SafeTensors};
+use serde::Deserialize;
+
+use crate::arch::{Architecture, ModelName};
+use crate::device::{Device, Element, Normalise, StepParams};
+use crate::engine::{Engine, EngineOptions, Images, InnerProduct, NormMode, Outcome, Slot, VirtualStep};
+use crate::model::{Init, Model, Tensor};
+use crate::net::Reuse;
+use crate::step::Objective;
+use crate::{Error, Result, atomic};
+
+/// Metadata key `l2b` of the input file. Other keys are ignored.
+#[derive(Clone, Debug, Deserialize)]
+struct Settings {
+    model: ModelName,
+    width: usize,
+    #[serde(default = "four_stages_of_two")]
+    blocks: Vec<usize>,
+    in_channels: usize,
+    image_size: ImageSize,
+    num_classes: usize,
+    norm: NormMode,
+    mode: VirtualStep,
+    lambda: f64,
+    eta: f64,
+    lr: f64,
+    mu: f64,
+    wd: f64,
+    clip: f64,
+    #[serde(default)]
+    weights: WeightsName,
+    /// T of `softmax`, threshold of `hard`.
+    #[serde(default = "one")]
+    temperature: f64,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(untagged)]
+enum ImageSize {
+    Square(usize),
+    HeightWidth([usize; 2]),
+}
+
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum WeightsName {
+    #[default]
+    Org,
+    Softmax,
+    Sigmoid,
+    Hard,
+}
+
+fn four_stages_of_two() -> Vec<usize> {
+    vec![2; 4]
+}
+
+fn one() -> f64 {
+    1.0
+}
+
+impl Settings {
+    fn architecture(&self) -> Architecture {
+        Architecture {
+            model: self.model,
+            width: self.width,
+            blocks: self.blocks.clone(),
+            in_channels: self.in_channels,
+            image_size: match self.image_size {
+                ImageSize::Square(side) => [side; 2],
+                ImageSize::HeightWidth(size) => size,
+            },
+            num_classes: self.num_classes,
+        }
+    }
+
+    fn normalise(&self) -> Normalise {
+        match self.weights {
+            WeightsName::Org => Normalise::Rectify,
+            WeightsName::Softmax => Normalise::Softmax {
+                temperature: self.temperature,
+            },
+            WeightsName::Sigmoid => Normalise::Sigmoid,
+            WeightsName::Hard => Normalise::Hard {
+                threshold: self.temperature,
+            },
+        }
+    }
+
+    fn check(&self, path: &Path) -> Result<()> {
+        let not_negative = [
+            ("lambda", self.lambda),
+            ("eta", self.eta),
+            ("lr", self.lr),
+            ("mu", self.mu),
+            ("wd", self.wd),
+            ("clip", self.clip),
+        ];
+        for (key, value) in not_negative {
+            if !(value.is_finite() && value >= 0.0) {
+                return Err(metadata_error(path, key, "a finite number, 0 or more", value));
+            }
+        }
+        if !(self.temperature.is_finite() && self.temperature > 0.0) {
+            return Err(metadata_error(
+                path,
+                "temperature",
+                "a number above 0",
+                self.temperature,
+            ));
+        }
+        Ok(())
+    }
+}
+
+fn metadata_error(path: &Path, key: &str, expected: &str, found: impl ToString) -> Error {
+    Error::data(
+        path,
+        format!("metadata `l2b`, key `{key}`"),
+        expected,
+        found.to_string(),
+        "",
+    )
+}
+
+/// The tensors of a meta-step file, checked as they are taken.
+struct Input<'a> {
+    path: &'a Path,
+    tensors: SafeTensors<'a>,
+}
+
+impl Input<'_> {
+    fn get(&self, name: &str, dtype: Dtype, shape: &[usize]) -> Result<&[u8]> {
+        let view = self.tensors.tensor(name).map_err(|_| {
+            Error::data(
+                self.path,
+                format!("tensor `{name}`"),
+                format!("{dtype:?} {shape:?}"),
+                "no such tensor",
+                "names are PyTorch's, e.g. layer1.0.bn1.running_mean; momentum buffers are momentum.NAME",
+            )
+        })?;
+        if view.dtype() != dtype || view.shape() != shape {
+            return Err(Error::data(
+                self.path,
+                format!("tensor `{name}`"),
+                format!("{dtype:?} {shape:?}"),
+                format!("{:?} {:?}", view.dtype(), view.shape()),
+                "",
+            ));
+        }
+        Ok(view.data())
+    }
+
+    fn floats(&self, name: &str, shape: &[usize]) -> Result<Vec<f64>> {
+        let bytes = self.get(name, Dtype::F32, shape)?;
+        let values: Vec<f64> = bytes
+            .chunks_exact(4)
+            .map(|b| f64::from(f32::from_le_bytes([b[0], b[1], b[2], b[3]])))
+            .collect();
+        match values.iter().position(|v| !v.is_finite()) {
+            None => Ok(values),
+            Some(index) => Err(Error::data(
+                self.path,
+                format!("tensor `{name}`, element {index}"),
+                "a finite number",
+                values[index].to_string(),
+                "",
+            )),
+        }
+    }
+
+    /// Samples along the first axis of `name`.
+    fn count(&self, name: &str) -> Result<usize> {
+        let shape = self
+            .tensors
+            .tensor(name)
+            .map(|t| t.shape().to_vec())
+            .unwrap_or_default();
+        match shape.first() {
+            Some(&count) if count > 0 => Ok(count),
+            _ => Err(Error::data(
+                self.path,
+                format!("tensor `{name}`"),
+                "[n,C,H,W] with n of at least 1",
+                if shape.is_empty() {
+                    "no such tensor".into()
+                } else {
+                    format!("{shape:?}")
+                },
+                "",
+            )),
+        }
+    }
+
+    /// Images as [N,H,W,C] and labels.
+    fn batch(&self, kind: &str, settings: &Architecture) -> Result<(Vec<f64>, Vec<i32>)> {
+        let (images, labels) = (format!("{kind}.images"), format!("{kind}.labels"));
+        let n = self.count(&images)?;
+        let [height, width] = settings.image_size;
+        let channels = settings.in_channels;
+        let values = self.floats(&images, &[n, channels, height, width])?;
+        let pixels = height * width;
+        let mut nhwc = Vec::with_capacity(values.len());
+        for image in values.chunks_exact(channels * pixels) {
+            for pixel in 0..pixels {
+                nhwc.extend((0..channels).map(|c| image[c * pixels + pixel]));
+            }
+        }
+        let bytes = self.get(&labels, Dtype::I64, &[n])?;
+        let classes = settings.num_classes as i64;
+        let labels = bytes
+            .chunks_exact(8)
+            .enumerate()
+            .map(|(i, b)| {
+                let label = i64::from_le_bytes(b.try_into().expect("eight bytes"));
+                if (0..classes).contains(&label) {
+                    Ok(label as i32)
+                } else {
+                    Err(Error::data(
+                        self.path,
+                        format!("tensor `{labels}`, element {i}"),
+                        format!("a label in 0..{classes}"),
+                        label.to_string(),
+                        "",
+                    ))
+                }
+            })
+            .collect::<Result<_>>()?;
+        Ok((nhwc, labels))
+    }
+}
+
+/// Reads `input`, does the step on `device`, writes `output` (whole or not at all).
+///
+/// # Errors
+/// `Data` names the file, tensor or metadata key that is not as it should be.
+pub fn run<D: Device>(device: D, input: &Path, output: &Path, inner_product: InnerProduct) -> Result<()> {
+    let bytes = std::fs::read(input).map_err(|e| Error::io(input, e))?;
+    let broken = |e: safetensors::SafeTensorError| {
+        Error::data(
+            input,
+            "file",
+            "a safetensors file",
+            e.to_string(),
+            "the file may be cut short",
+        )
+    };
+    let tensors = SafeTensors::deserialize(&bytes).map_err(broken)?;
+    let (_, header) = SafeTensors::read_metadata(&bytes).map_err(broken)?;
+    let settings = header
+        .metadata()
+        .as_ref()
+        .and_then(|m| m.get("l2b"))
+        .ok_or_else(|| Error::data(input, "metadata key `l2b`", "a JSON object", "no such key", ""))?;
+    let settings: Settings = serde_json::from_str(settings).map_err(|e| {
+        Error::data(
+            input,
+            "metadata `l2b`",
+            "the keys of a meta-step file",
+            e.to_string(),
+            "",
+        )
+    })?;
+    settings.check(input)?;
+    let file = Input { path: input, tensors };
+    let architecture = settings.architecture();
+    let train = file.batch("train", &architecture)?;
+    let val = file.batch("val", &architecture)?;
+    let (n, m) = (train.1.len(), val.1.len());
+
+    let model = load_model(&device, &file, &architecture)?;
+    let options = EngineOptions {
+        virtual_step: settings.mode,
+        inner_product,
+        norm: settings.norm,
+        normalise: settings.normalise(),
+        ..EngineOptions::default()
+    };
+    let mut engine = Engine::new(device, model, options, &[n, m], Reuse::ByLifetime)?;
+    engine.feed(Slot::Train, Images::Values(&train.0), &train.1)?;
+    engine.feed(Slot::Meta, Images::Values(&val.0), &val.1)?;
+    engine.step(
+        Objective::L2b,
+        &StepParams {
+            lr: settings.lr,
+            lambda: settings.lambda,
+            eta: settings.eta,
+            mu: settings.mu,
+            weight_decay: settings.wd,
+            clip: settings.clip,
+            seed: 0,
+            step: 0,
+            reserved: 0,
+        },
+    )?;
+    let outcome = engine.outcome(Objective::L2b)?;
+    engine.check(0, &outcome)?;
+    atomic::write_file(output, &encode(&engine, &outcome, &settings)?)
+}
+
+fn load_model<D: Device>(device: &D, file: &Input, architecture: &Architecture) -> Result<Model<D>> {
+    let program = architecture.program()?;
+    // Before any memory is taken: a wrong size in the settings should not ask for the wrong amount.
+    for param in &program.params {
+        file.get(&param.name, Dtype::F32, &param.shape)?;
+    }
+    let model = Model::new(device, program, Init::Uniform, 0)?;
+    for (index, param) in model.program.params.iter().enumerate() {
+        for (name, arena) in [
+            (param.name.clone(), &model.params),
+            (format!("momentum.{}", param.name), &model.momentum),
+        ] {
+            let tensor = Tensor {
+                values: file.floats(&name, &param.shape)?,
+                shape: param.shape.clone(),
+            };
+            model.write_flat(device, arena, index, &tensor)?;
+        }
+    }
+    for (index, (name, channels)) in model.running_names().into_iter().enumerate() {
+        let values = file.floats(&name, &[channels])?;
+        if name.ends_with("var")
+            && let Some(bad) = values.iter().find(|v| **v < 0.0)
+        {
+            let what = format!("tensor `{name}`");
+            return Err(Error::data(
+                file.path,
+                what,
+                "variances, 0 or more",
+                bad.to_string(),
+                "",
+            ));
+        }
+        model.write_running(device, index, &values)?;
+    }
+    Ok(model)
+}
+
+/// The output file's bytes: floats as F64 where the device computes in f64, else as F32.
+fn encode<D: Device>(engine: &Engine<D>, outcome: &Outcome, settings: &Settings) -> Result<Vec<u8>> {
+    let n = outcome.loss_real.len();
+    let mut floats: Vec<(String, Vec<usize>, Vec<f64>)> = Vec::new();
+    let mut put = |name: &str, shape: &[usize], values: Vec<f64>| {
+        floats.push((name.to_owned(), shape.to_vec(), values));
+    };
+    put("logits", &[n, settings.num_classes], engine.read_logits()?);
+    put("loss_real", &[n], outcome.loss_real.clone());
+    put("loss_pseudo", &[n], outcome.loss_pseudo.clone());
+    put("alpha_raw", &[n], outcome.alpha_raw.clone());
+    put("beta_raw", &[n], outcome.beta_raw.clone());
+    put("alpha", &[n], outcome.alpha.clone());
+    put("beta", &[n], outcome.beta.clone());
+    put("val_loss", &[1], vec![outcome.mean_val_loss()]);
+    put("loss", &[1], vec![outcome.loss()]);
+    let model = &engine.model;
+    for (prefix, arena) in [
+        ("grad", &engine.gradient),
+        ("param", &model.params),
+        ("momentum", &model.momentum),
+    ] {
+        for (name, tensor) in model.read_flat(&engine.device, arena)? {
+            put(&format!("{prefix}.{name}"), &tensor.shape, tensor.values);
+        }
+    }
+    if settings.norm == NormMode::Batch {
+        for (name, tensor) in model.read_running(&engine.device)? {
+            put(&format!("running.{name}"), &tensor.shape, tensor.values);
+        }
+    }
+
+    let (dtype, size) = match size_of::<D::Real>() {
+        8 => (Dtype::F64, 8),
+        _ => (Dtype::F32, 4),
+    };
+    let pseudo: Vec<u8> = outcome
+        .pseudo_labels
+        .iter()
+        .flat_map(|&label| i64::from(label).to_le_bytes())
+        .collect();
+    let mut tensors = vec![("pseudo_labels".to_owned(), Dtype::I64, vec![n], pseudo)];
+    for (name, shape, values) in floats {
+        let mut bytes = Vec::with_capacity(values.len() * size);
+        for value in values {
+            bytes.extend_from_slice(bytemuck::bytes_of(&D::Real::from_f64(value)));
+        }
+        tensors.push((name, dtype, shape, bytes));
+    }
+    let views = tensors.iter().map(|(name, dtype, shape, bytes)| {
+        let view = safetensors::tensor::TensorView::new(*dtype, shape.clone(), bytes);
+        (name, view.expect("bytes of the tensor's shape"))
+    });
+    safetensors::serialize(views, None::<HashMap<String, String>>)
+        .map_err(|e| Error::Internal(format!("meta-step output: {e}")))
+}
