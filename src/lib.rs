@@ -1,5 +1,6 @@
 pub mod arch;
 pub mod atomic;
+pub mod commands;
 pub mod data;
 pub mod device;
 pub mod engine;

@@ -129,6 +129,15 @@ impl Overlay {
         atomic::write_file(path, &encode(&tensors, metadata)?)
     }
 
+    /// Name of the split that an overlay file says it belongs to.
+    ///
+    /// # Errors
+    /// `Data` if it is no overlay, `Io`.
+    pub fn split_name(path: &Path) -> Result<String> {
+        let source = Source::open(path, Access::Read)?;
+        Ok(required(&source, "split")?.to_owned())
+    }
+
     /// Reads an overlay and checks that it belongs to `split` and holds what it says.
     ///
     /// # Errors
@@ -150,16 +159,7 @@ impl Overlay {
                 "",
             );
         }
-        let text = |key: &str| match source.metadata(key) {
-            Some(value) => Ok(value),
-            None => Err(Error::data(
-                path,
-                "metadata",
-                format!("a key {key}"),
-                "none",
-                "see the form of overlay files",
-            )),
-        };
+        let text = |key| required(&source, key);
         if let Some(check) = source.metadata("check") {
             let expected = check_value(KEYS.iter().map(|key| source.metadata(key)));
             if check != expected {
@@ -253,6 +253,14 @@ impl Overlay {
             seed,
         })
     }
+}
+
+/// A value that the metadata must have.
+fn required<'a>(source: &'a Source, key: &str) -> Result<&'a str> {
+    source.metadata(key).ok_or_else(|| {
+        let hint = "this is no labels file; `l2b data noise` writes one";
+        Error::data(source.path(), "metadata", format!("a key {key}"), "none", hint)
+    })
 }
 
 /// CRC-32 of the metadata values in the order of [`KEYS`], absent ones apart from empty ones.

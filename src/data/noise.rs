@@ -304,16 +304,16 @@ mod tests {
             .iter()
             .enumerate()
         {
-            assert_eq!(row[[1, 2, 3, 4, 0, 6, 7, 8, 9, 5][i]], 1.0);
+            assert!(row[[1, 2, 3, 4, 0, 6, 7, 8, 9, 5][i]] > 1.0 - 1e-9);
         }
         for (i, row) in transitions(noise(NoiseKind::Asymmetric, 1.0), 10)
             .iter()
             .enumerate()
         {
-            assert_eq!(row[CIFAR10_MAP[i] as usize], 1.0);
+            assert!(row[CIFAR10_MAP[i] as usize] > 1.0 - 1e-9);
         }
-        let row_sums_off_diagonal = transitions(noise(NoiseKind::UniformOther, 1.0), 10);
-        assert!((0..10).all(|i| row_sums_off_diagonal[i][i] == 0.0));
+        let wrong_only = transitions(noise(NoiseKind::UniformOther, 1.0), 10);
+        assert!((0..10).all(|i| wrong_only[i][i] == 0.0));
     }
 
     #[test]

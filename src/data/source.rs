@@ -1,13 +1,13 @@
 //! One safetensors file read in place: the header checked once, ranges of tensors copied out on demand.
 //!
-//! A file that is cut short while open must end in an error, not in a signal: its length is compared with the header
-//! before every read. [`Access::Map`] then copies out of a memory map; between that look and the copy a few
-//! microseconds remain in which a truncation would still raise SIGBUS. [`Access::Read`] (`--no-mmap`) uses positional
-//! reads and has no such gap; choose it for folders that others may write to.
+//! A file that is cut short while open ends in an error naming it, not in a signal: bytes are copied out of the map
+//! under a guard that catches missing pages, and the length is looked at afterwards (the rest of a file's last page
+//! reads as zeros). [`Access::Read`] (`--no-mmap`) does without a map, for file systems that map badly.
 //!
 //! Tensors of our own files carry a checksum table `crc32.NAME`, u32 [ceil(bytes / 65536)]: the CRC-32 (IEEE) of each
 //! block of 64 KiB of tensor NAME, checked the first time a block is read. safetensors itself has no checksum.
 
+use super::guard;
 use crate::{Error, Result};
 use memmap2::Mmap;
 use safetensors::Dtype;
@@ -35,7 +35,7 @@ pub enum Access {
     /// Memory map.
     #[default]
     Map,
-    /// Positional reads: slower for scattered samples, safe against truncation by others.
+    /// Positional reads.
     Read,
 }
 
@@ -45,6 +45,8 @@ pub struct Source {
     path: PathBuf,
     file: File,
     map: Option<Mmap>,
+    /// A page went missing: what the map shows of it is not the file's.
+    broken: AtomicBool,
     /// Length of the file at open; 8 + header + payload.
     length: u64,
     /// Where the payload starts.
@@ -127,13 +129,14 @@ impl Source {
             Access::Read => None,
             // SAFETY: a map is sound as long as its bytes do not change and its pages exist. Datasets are immutable
             // by contract and by how they are written (whole files are renamed into place, never rewritten); bytes
-            // are only copied out as u8, for which any value is valid; `read` looks at the length before it copies.
+            // are only copied out as u8, for which any value is valid; `guard` deals with pages that go missing.
             Access::Map => Some(unsafe { Mmap::map(&file) }.map_err(io)?),
         };
         Ok(Source {
             path: path.to_owned(),
             file,
             map,
+            broken: AtomicBool::new(false),
             length,
             payload: 8 + header_bytes,
             header,
@@ -319,12 +322,14 @@ impl Source {
         let size = || Ok(self.file.metadata().map_err(|e| Error::io(&self.path, e))?.len());
         match &self.map {
             Some(map) => {
-                let found = size()?;
-                if found < self.length {
-                    return cut(found);
+                if guard::copy(&map[at as usize..at as usize + out.len()], out).is_err() {
+                    self.broken.store(true, Ordering::Relaxed);
                 }
-                out.copy_from_slice(&map[at as usize..at as usize + out.len()]);
-                Ok(())
+                // After the copy: a cut before its end shows, one after it does not matter.
+                match size()? {
+                    found if found < self.length || self.broken.load(Ordering::Relaxed) => cut(found),
+                    _ => Ok(()),
+                }
             }
             None => match self.file.read_exact_at(out, at) {
                 Err(e) if e.kind() == ErrorKind::UnexpectedEof => cut(size()?),
