@@ -1,1 +1,384 @@
-//! CPU device.
+//! The CPU device: the default without a GPU, and the reference for every kernel. Plain loops over NHWC rows; GEMM by
+//! `faer`, sequential per task.
+//!
+//! Work is cut into pieces by shape alone and sums are merged in a fixed order, so no bit of a result depends on the
+//! number of threads. The calling thread works too; the pool holds the others.
+
+mod augment;
+mod conv;
+mod epilogue;
+mod gemm;
+mod loss;
+mod memory;
+mod norm;
+mod optim;
+mod parallel;
+mod patches;
+mod plan;
+mod pool;
+mod source;
+
+use std::marker::PhantomData;
+
+use faer::traits::RealField;
+
+use super::{
+    AugmentShape, Conv, Device, Element, Epilogue, Geometry, LossShape, Mem, Norm, Normalise, PoolShape,
+    Prepared, Rows, Source, Statistics, Tangent, Targets, Write,
+};
+use crate::Result;
+
+pub use memory::Arena;
+pub use plan::Plan;
+
+use memory::Lend;
+use parallel::Threads;
+
+/// A number the CPU device computes with: f32 or f64.
+pub trait Float: Element + RealField {
+    const ZERO: Self;
+    const ONE: Self;
+    fn exp(self) -> Self;
+    fn ln(self) -> Self;
+}
+
+macro_rules! float {
+    ($($t:ty),*) => {$(
+        impl Float for $t {
+            const ZERO: Self = 0.0;
+            const ONE: Self = 1.0;
+            fn exp(self) -> Self { <$t>::exp(self) }
+            fn ln(self) -> Self { <$t>::ln(self) }
+        }
+    )*};
+}
+float!(f32, f64);
+
+/// The CPU as a device; activations, parameters and sums are all `T`.
+pub struct Cpu<T> {
+    threads: Threads,
+    element: PhantomData<T>,
+}
+
+impl<T: Float> Cpu<T> {
+    /// A device of `threads` threads, the caller's included; None: as many as the machine runs at once.
+    /// Error::Config for 0, Error::Device when the threads cannot be started.
+    pub fn new(threads: Option<usize>) -> Result<Self> {
+        Ok(Cpu {
+            threads: Threads::new(threads)?,
+            element: PhantomData,
+        })
+    }
+
+    /// Number of threads that work on one call.
+    pub fn threads(&self) -> usize {
+        self.threads.count()
+    }
+}
+
+/// The device's choice for a node.
+#[derive(Clone, Copy, Debug)]
+pub enum Algorithm {
+    Conv(Plan),
+    /// A loop over rows.
+    Rows,
+}
+
+impl<T: Float> Device for Cpu<T> {
+    type Act = T;
+    type Real = T;
+    type Arena = Arena;
+    type Algorithm = Algorithm;
+
+    fn name(&self) -> String {
+        "cpu".to_owned()
+    }
+
+    fn alloc(&self, bytes: usize) -> Result<Arena> {
+        Arena::new(bytes)
+    }
+
+    fn upload(&self, dst: Mem<Self>, src: &[u8]) -> Result<()> {
+        Lend::new("upload")
+            .write::<u8>("dst", dst, src.len())?
+            .copy_from_slice(src);
+        Ok(())
+    }
+
+    fn download(&self, dst: &mut [u8], src: Mem<Self>) -> Result<()> {
+        dst.copy_from_slice(Lend::new("download").read::<u8>("src", src, dst.len())?);
+        Ok(())
+    }
+
+    fn copy(&self, dst: Mem<Self>, src: Mem<Self>) -> Result<()> {
+        let mut lend = Lend::new("copy");
+        let from = lend.read::<u8>("src", src, src.bytes)?;
+        lend.write::<u8>("dst", dst, src.bytes)?.copy_from_slice(from);
+        Ok(())
+    }
+
+    fn fill(&self, dst: Mem<Self>, value: u8) -> Result<()> {
+        Lend::new("fill").write::<u8>("dst", dst, dst.bytes)?.fill(value);
+        Ok(())
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn prepare(&self, node: &Geometry) -> Result<Prepared<Algorithm>> {
+        let (scratch, algorithm) = match node {
+            Geometry::Conv(shape) => {
+                let plan = Plan::new::<T>(shape, self.threads())?;
+                (plan.scratch_len(shape), Algorithm::Conv(plan))
+            }
+            Geometry::Join(_) | Geometry::Pool(_) => (0, Algorithm::Rows),
+        };
+        Ok(Prepared {
+            saved_bytes: 0,
+            scratch_bytes: scratch * size_of::<T>(),
+            algorithm,
+        })
+    }
+
+    fn partials_bytes(&self, shape: Rows) -> usize {
+        epilogue::partials_len(shape) * size_of::<T>()
+    }
+
+    fn gradient_norm_scratch_bytes(&self, len: usize) -> usize {
+        optim::norm_chunks(len) * size_of::<f64>()
+    }
+
+    fn conv_forward(
+        &self,
+        conv: Conv<Self>,
+        y: Mem<Self>,
+        w: Mem<Self>,
+        bias: Option<Mem<Self>>,
+        epilogue: Epilogue<Arena>,
+    ) -> Result<()> {
+        conv::forward(self, conv, y, w, bias, epilogue)
+    }
+
+    fn conv_tangent(
+        &self,
+        conv: Conv<Self>,
+        ty: Mem<Self>,
+        tx: Tangent<Arena>,
+        w: Mem<Self>,
+        tw: Mem<Self>,
+        tbias: Option<Mem<Self>>,
+        epilogue: Epilogue<Arena>,
+    ) -> Result<()> {
+        conv::tangent(self, conv, ty, tx, w, tw, tbias, epilogue)
+    }
+
+    fn conv_backward_input(
+        &self,
+        conv: Conv<Self>,
+        d: Mem<Self>,
+        write: Write,
+        dy: Mem<Self>,
+        w: Mem<Self>,
+        epilogue: Epilogue<Arena>,
+    ) -> Result<()> {
+        conv::backward_input(self, conv, d, write, dy, w, epilogue)
+    }
+
+    fn conv_backward_weight(
+        &self,
+        conv: Conv<Self>,
+        dw: Mem<Self>,
+        dbias: Option<Mem<Self>>,
+        write: Write,
+        dy: Mem<Self>,
+    ) -> Result<()> {
+        conv::backward_weight(self, conv, dw, dbias, write, dy)
+    }
+
+    fn conv_contract(
+        &self,
+        conv: Conv<Self>,
+        out: Mem<Self>,
+        dy: Mem<Self>,
+        tw: Mem<Self>,
+        tbias: Option<Mem<Self>>,
+    ) -> Result<()> {
+        conv::contract(self, conv, out, dy, tw, tbias)
+    }
+
+    fn norm_forward(&self, norm: Norm<Arena>, statistics: Statistics) -> Result<()> {
+        norm::forward::<T>(norm, statistics)
+    }
+
+    fn norm_tangent(
+        &self,
+        norm: Norm<Arena>,
+        statistics: Statistics,
+        tgamma: Mem<Self>,
+        tbeta: Mem<Self>,
+    ) -> Result<()> {
+        norm::tangent::<T>(norm, statistics, tgamma, tbeta)
+    }
+
+    fn norm_backward(
+        &self,
+        norm: Norm<Arena>,
+        statistics: Statistics,
+        dgamma: Mem<Self>,
+        dbeta: Mem<Self>,
+        write: Write,
+    ) -> Result<()> {
+        norm::backward::<T>(norm, statistics, dgamma, dbeta, write)
+    }
+
+    fn norm_contract(
+        &self,
+        norm: Norm<Arena>,
+        samples: usize,
+        out: Mem<Self>,
+        x: Mem<Self>,
+        d: Mem<Self>,
+        tgamma: Mem<Self>,
+        tbeta: Mem<Self>,
+    ) -> Result<()> {
+        norm::contract(self, norm, samples, out, x, d, tgamma, tbeta)
+    }
+
+    fn source_backward(
+        &self,
+        shape: Rows,
+        dx: Mem<Self>,
+        write: Write,
+        d: Mem<Self>,
+        x: Source<Arena>,
+        slope: Option<Mem<Self>>,
+        epilogue: Epilogue<Arena>,
+    ) -> Result<()> {
+        source::backward(self, shape, dx, write, d, x, slope, epilogue)
+    }
+
+    fn join_forward(
+        &self,
+        shape: Rows,
+        y: Mem<Self>,
+        a: Source<Arena>,
+        b: Source<Arena>,
+        epilogue: Epilogue<Arena>,
+    ) -> Result<()> {
+        source::join_forward(self, shape, y, a, b, epilogue)
+    }
+
+    fn join_tangent(
+        &self,
+        shape: Rows,
+        ty: Mem<Self>,
+        a: (Source<Arena>, Tangent<Arena>),
+        b: (Source<Arena>, Tangent<Arena>),
+        epilogue: Epilogue<Arena>,
+    ) -> Result<()> {
+        source::join_tangent(self, shape, ty, a, b, epilogue)
+    }
+
+    fn pool_forward(&self, shape: PoolShape, y: Mem<Self>, x: Source<Arena>) -> Result<()> {
+        pool::forward(self, shape, y, x)
+    }
+
+    fn pool_tangent(
+        &self,
+        shape: PoolShape,
+        ty: Mem<Self>,
+        x: Source<Arena>,
+        tx: Tangent<Arena>,
+    ) -> Result<()> {
+        pool::tangent(self, shape, ty, x, tx)
+    }
+
+    fn pool_backward(
+        &self,
+        shape: PoolShape,
+        d: Mem<Self>,
+        write: Write,
+        dy: Mem<Self>,
+        epilogue: Epilogue<Arena>,
+    ) -> Result<()> {
+        pool::backward(self, shape, d, write, dy, epilogue)
+    }
+
+    fn pseudo_labels(&self, shape: LossShape, labels: Mem<Self>, z: Mem<Self>) -> Result<()> {
+        loss::pseudo_labels::<T>(shape, labels, z)
+    }
+
+    fn cross_entropy(
+        &self,
+        shape: LossShape,
+        loss: Mem<Self>,
+        z: Mem<Self>,
+        targets: Targets<Arena>,
+    ) -> Result<()> {
+        loss::cross_entropy::<T>(shape, loss, z, targets)
+    }
+
+    fn cross_entropy_backward(
+        &self,
+        shape: LossShape,
+        dz: Mem<Self>,
+        z: Mem<Self>,
+        first: (Targets<Arena>, Mem<Self>),
+        second: Option<(Targets<Arena>, Mem<Self>)>,
+    ) -> Result<()> {
+        loss::backward::<T>(shape, dz, z, first, second)
+    }
+
+    fn tangent_dot(
+        &self,
+        shape: LossShape,
+        raw: Mem<Self>,
+        z: Mem<Self>,
+        tz: Mem<Self>,
+        targets: Targets<Arena>,
+    ) -> Result<()> {
+        loss::tangent_dot::<T>(shape, raw, z, tz, targets)
+    }
+
+    fn weights(
+        &self,
+        weights: Mem<Self>,
+        raw: Mem<Self>,
+        normalise: Normalise,
+        step: Mem<Self>,
+    ) -> Result<()> {
+        loss::weights::<T>(weights, raw, normalise, step)
+    }
+
+    fn lookahead(&self, out: Mem<Self>, theta: Mem<Self>, buf: Mem<Self>, step: Mem<Self>) -> Result<()> {
+        optim::lookahead(self, out, theta, buf, step)
+    }
+
+    fn gradient_norm(&self, norm: Mem<Self>, g: Mem<Self>, scratch: Mem<Self>) -> Result<()> {
+        optim::gradient_norm(self, norm, g, scratch)
+    }
+
+    fn sgd(
+        &self,
+        theta: Mem<Self>,
+        buf: Mem<Self>,
+        g: Mem<Self>,
+        norm: Mem<Self>,
+        step: Mem<Self>,
+    ) -> Result<()> {
+        optim::sgd(self, theta, buf, g, norm, step)
+    }
+
+    fn augment(
+        &self,
+        shape: AugmentShape,
+        out: Mem<Self>,
+        images: Mem<Self>,
+        ids: Mem<Self>,
+        table: Mem<Self>,
+        step: Mem<Self>,
+    ) -> Result<()> {
+        augment::augment(self, shape, out, images, ids, table, step)
+    }
+}
