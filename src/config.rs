@@ -10,8 +10,8 @@ use clap::{Arg, ArgMatches, Args, Command, FromArgMatches, value_parser};
 use serde::{Deserialize, Serialize};
 
 use crate::data::noise::NoiseKind;
-use crate::device::choice::{DeviceChoice, Precision};
 use crate::device::Normalise;
+use crate::device::choice::{DeviceChoice, Precision};
 use crate::engine::{EngineOptions, InnerProduct, NormMode, VirtualStep};
 use crate::model::Init;
 use crate::schedule::Schedule;
@@ -236,13 +236,25 @@ impl RunConfig {
     /// `Config` naming the option.
     pub fn resolve(mut self) -> Result<Self> {
         if self.labels.is_some() && self.noise.is_some() {
-            return Err(conflict("noise", "labels", "the overlay file already holds noisy labels"));
+            return Err(conflict(
+                "noise",
+                "labels",
+                "the overlay file already holds noisy labels",
+            ));
         }
         if self.meta_per_class.is_some() && self.meta_split.is_some() {
-            return Err(conflict("meta-per-class", "meta-split", "choose one source of clean images"));
+            return Err(conflict(
+                "meta-per-class",
+                "meta-split",
+                "choose one source of clean images",
+            ));
         }
         if self.meta_per_class.is_some() && self.labels.is_some() {
-            return Err(conflict("meta-per-class", "labels", "the overlay file names its clean images"));
+            return Err(conflict(
+                "meta-per-class",
+                "labels",
+                "the overlay file names its clean images",
+            ));
         }
         if self.labels.is_none() {
             let noise = if self.is_bundled() { DEFAULT_NOISE } else { 0.0 };
@@ -272,19 +284,44 @@ impl RunConfig {
 
     /// Epochs of plain cross-entropy; set by [`RunConfig::resolve`].
     pub fn warm_up_epochs(&self) -> u32 {
-        if self.method.warms_up() { self.warm_up.unwrap_or(0) } else { 0 }
+        if self.method.warms_up() {
+            self.warm_up.unwrap_or(0)
+        } else {
+            0
+        }
     }
 
     fn check(&self) -> Result<()> {
         let number = |what: &str, value: f64, fits: bool, expected: &str, hint: &str| {
-            if fits { Ok(()) } else { Err(Error::config(format!("--{what}"), expected, value.to_string(), hint)) }
+            if fits {
+                Ok(())
+            } else {
+                Err(Error::config(
+                    format!("--{what}"),
+                    expected,
+                    value.to_string(),
+                    hint,
+                ))
+            }
         };
         // Every condition is written so that NaN fails.
         let from_zero = |what: &str, value: f64| {
-            number(what, value, value >= 0.0 && value.is_finite(), "a finite number, 0 or more", "")
+            number(
+                what,
+                value,
+                value >= 0.0 && value.is_finite(),
+                "a finite number, 0 or more",
+                "",
+            )
         };
         let share = |what: &str, value: f64, hint: &str| {
-            number(what, value, (0.0..=1.0).contains(&value), "a number from 0 to 1", hint)
+            number(
+                what,
+                value,
+                (0.0..=1.0).contains(&value),
+                "a number from 0 to 1",
+                hint,
+            )
         };
         if let Some(noise) = self.noise {
             share("noise", noise, "40 % is 0.4")?;
@@ -292,11 +329,29 @@ impl RunConfig {
         share("bootstrap", self.bootstrap, "it is the share of the given label")?;
         share("threshold", self.threshold, "")?;
         let positive = |value: f64| value > 0.0 && value.is_finite();
-        number("lr", self.lr, positive(self.lr), "a finite number above 0", "0.05 is the default")?;
-        number("temperature", self.temperature, positive(self.temperature), "a finite number above 0", "")?;
+        number(
+            "lr",
+            self.lr,
+            positive(self.lr),
+            "a finite number above 0",
+            "0.05 is the default",
+        )?;
+        number(
+            "temperature",
+            self.temperature,
+            positive(self.temperature),
+            "a finite number above 0",
+            "",
+        )?;
         number("eta", self.eta, positive(self.eta), "a finite number above 0", "")?;
         let below_one = (0.0..1.0).contains(&self.momentum);
-        number("momentum", self.momentum, below_one, "0 or more and below 1", "0.9 is the default")?;
+        number(
+            "momentum",
+            self.momentum,
+            below_one,
+            "0 or more and below 1",
+            "0.9 is the default",
+        )?;
         from_zero("weight-decay", self.weight_decay)?;
         from_zero("clip", self.clip)?;
         for (what, value, most) in [
@@ -304,15 +359,29 @@ impl RunConfig {
             ("batch", u64::from(self.batch), 1 << 20),
             ("eval-batch", u64::from(self.eval_batch), 1 << 20),
             ("meta-batch", self.meta_batch.map_or(1, u64::from), 1 << 20),
-            ("meta-per-class", self.meta_per_class.map_or(1, u64::from), 1 << 30),
+            (
+                "meta-per-class",
+                self.meta_per_class.map_or(1, u64::from),
+                1 << 30,
+            ),
             ("threads", self.threads.map_or(1, |t| t as u64), 4096),
         ] {
             if !(1..=most).contains(&value) {
-                return Err(Error::config(format!("--{what}"), format!("1 to {most}"), value.to_string(), ""));
+                return Err(Error::config(
+                    format!("--{what}"),
+                    format!("1 to {most}"),
+                    value.to_string(),
+                    "",
+                ));
             }
         }
         if self.pad > 1024 {
-            return Err(Error::config("--pad", "0 to 1024", self.pad.to_string(), "4 is usual for 32×32 images"));
+            return Err(Error::config(
+                "--pad",
+                "0 to 1024",
+                self.pad.to_string(),
+                "4 is usual for 32×32 images",
+            ));
         }
         Ok(())
     }
@@ -325,9 +394,13 @@ impl RunConfig {
             norm: self.norm,
             normalise: match self.weights {
                 Weights::Org => Normalise::Rectify,
-                Weights::Softmax => Normalise::Softmax { temperature: self.temperature },
+                Weights::Softmax => Normalise::Softmax {
+                    temperature: self.temperature,
+                },
                 Weights::Sigmoid => Normalise::Sigmoid,
-                Weights::Hard => Normalise::Hard { threshold: self.threshold },
+                Weights::Hard => Normalise::Hard {
+                    threshold: self.threshold,
+                },
             },
             bootstrap: self.bootstrap,
         }
@@ -372,7 +445,12 @@ fn parse_recipe(path: &Path) -> Result<(RunConfig, toml::Table)> {
 }
 
 fn conflict(option: &str, other: &str, hint: &str) -> Error {
-    Error::config(format!("--{option}"), format!("no --{other} beside it"), "both", hint)
+    Error::config(
+        format!("--{option}"),
+        format!("no --{other} beside it"),
+        "both",
+        hint,
+    )
 }
 
 /// A run's options on the command line: those given, and the recipe they win over.
@@ -401,14 +479,18 @@ impl ConfigArgs {
             None => toml::Table::new(),
         };
         table.extend(self.given.clone());
-        let mut config = RunConfig::deserialize(table).map_err(|e| Error::Internal(format!("options: {e}")))?;
+        let mut config =
+            RunConfig::deserialize(table).map_err(|e| Error::Internal(format!("options: {e}")))?;
         change(&mut config);
         Ok(config)
     }
 
     /// Names of the options given, a recipe included.
     pub fn given(&self) -> impl Iterator<Item = &str> {
-        self.given.keys().map(String::as_str).chain(self.recipe.as_ref().map(|_| "config"))
+        self.given
+            .keys()
+            .map(String::as_str)
+            .chain(self.recipe.as_ref().map(|_| "config"))
     }
 }
 
@@ -433,7 +515,10 @@ impl FromArgMatches for ConfigArgs {
         let config = RunConfig::from_arg_matches(matches)?;
         let mut given = toml::Table::try_from(config).map_err(|e| internal(&e))?;
         given.retain(|key, _| matches.value_source(key) == Some(ValueSource::CommandLine));
-        Ok(ConfigArgs { recipe: matches.get_one("config").cloned(), given })
+        Ok(ConfigArgs {
+            recipe: matches.get_one("config").cloned(),
+            given,
+        })
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
@@ -462,17 +547,40 @@ mod tests {
     #[test]
     fn command_line_over_recipe_over_default() {
         let (_folder, path) = recipe("lr = 0.2\nepochs = 7\nflip = true\nblocks = [2, 2]\nmethod = \"ce\"\n");
-        let config = args(&["--config", &path, "--lr", "0.05", "--flip=false", "--noise", "0.6"]).load().unwrap();
+        let config = args(&[
+            "--config",
+            &path,
+            "--lr",
+            "0.05",
+            "--flip=false",
+            "--noise",
+            "0.6",
+        ])
+        .load()
+        .unwrap();
         // 0.05 is also the default: given on the command line, it wins all the same.
         assert_eq!((config.lr, config.epochs, config.flip), (0.05, 7, false));
-        assert_eq!((config.blocks, config.method, config.batch), (vec![2, 2], Method::Ce, 64));
-        assert_eq!((config.noise, config.meta_per_class, config.warm_up), (Some(0.6), Some(10), Some(2)));
+        assert_eq!(
+            (config.blocks, config.method, config.batch),
+            (vec![2, 2], Method::Ce, 64)
+        );
+        assert_eq!(
+            (config.noise, config.meta_per_class, config.warm_up),
+            (Some(0.6), Some(10), Some(2))
+        );
     }
 
     #[test]
     fn resolved_configuration_reads_back() {
-        let config = args(&["--labels", "a b", "--device", "cuda:3", "--clip", "0.25", "--epochs", "1"]).load().unwrap();
-        assert_eq!((config.noise, config.meta_per_class, config.warm_up), (None, None, Some(0)));
+        let config = args(&[
+            "--labels", "a b", "--device", "cuda:3", "--clip", "0.25", "--epochs", "1",
+        ])
+        .load()
+        .unwrap();
+        assert_eq!(
+            (config.noise, config.meta_per_class, config.warm_up),
+            (None, None, Some(0))
+        );
         let (_folder, path) = recipe(&config.to_toml().unwrap());
         assert_eq!(RunConfig::from_toml(Path::new(&path)).unwrap(), config);
         let resolved = RunConfig::default().resolve().unwrap();
@@ -493,7 +601,13 @@ mod tests {
             assert_eq!(error.exit_code(), 2, "{text}");
             assert!(error.to_string().contains(part), "{text}: {error}");
         }
-        assert_eq!(args(&["--config", "no/such/file"]).load().unwrap_err().exit_code(), 1);
+        assert_eq!(
+            args(&["--config", "no/such/file"])
+                .load()
+                .unwrap_err()
+                .exit_code(),
+            1
+        );
     }
 
     #[test]
@@ -518,7 +632,10 @@ mod tests {
             (&["--pad", "5000"], "--pad"),
             (&["--warm-up", "30"], "--warm-up"),
             (&["--labels", "x", "--noise", "0.4"], "--noise"),
-            (&["--meta-split", "x", "--meta-per-class", "4"], "--meta-per-class"),
+            (
+                &["--meta-split", "x", "--meta-per-class", "4"],
+                "--meta-per-class",
+            ),
             (&["--labels", "x", "--meta-per-class", "4"], "--meta-per-class"),
         ] {
             let error = args(words).load().unwrap_err();

@@ -154,7 +154,12 @@ fn feed_layout(program: &Program, largest: usize, act: usize) -> ([Region; 3], u
 
 /// Device memory that an engine for batches of these sizes will hold, its model included: what [`Engine::bytes`] says
 /// once it exists.
-pub fn required_bytes<D: Device>(device: &D, program: &Program, sizes: &[usize], reuse: Reuse) -> Result<usize> {
+pub fn required_bytes<D: Device>(
+    device: &D,
+    program: &Program,
+    sizes: &[usize],
+    reuse: Reuse,
+) -> Result<usize> {
     let (act, real) = (size_of::<D::Act>(), size_of::<D::Real>());
     let (_, flat) = program.param_layout(real);
     let (_, running) = program.running_layout(real);

@@ -40,7 +40,13 @@ mod tests {
     #[test]
     fn cosine_starts_at_lr_and_would_end_at_zero() {
         let at = |epoch| Schedule::Cosine.at(0.15, epoch, 4, &[]);
-        let expected = [0.15, 0.128_033_008_588_991_06, 0.075, 0.021_966_991_411_008_94, 0.0];
+        let expected = [
+            0.15,
+            0.128_033_008_588_991_06,
+            0.075,
+            0.021_966_991_411_008_94,
+            0.0,
+        ];
         for (epoch, expected) in (0..).zip(expected) {
             assert!((at(epoch) - expected).abs() < 1e-15, "{epoch}: {}", at(epoch));
         }
@@ -59,6 +65,9 @@ mod tests {
 
     #[test]
     fn constant_stays() {
-        assert_eq!([0, 5, 9].map(|e| Schedule::Constant.at(0.1, e, 10, &[3])), [0.1; 3]);
+        assert_eq!(
+            [0, 5, 9].map(|e| Schedule::Constant.at(0.1, e, 10, &[3])),
+            [0.1; 3]
+        );
     }
 }

@@ -36,7 +36,11 @@ pub struct Task {
 /// # Errors
 /// `Io`, `Data`.
 pub fn open(data: &std::path::Path, no_mmap: bool) -> Result<Dataset> {
-    let folder: PathBuf = if data == std::path::Path::new(BUNDLED) { bundled::digits()? } else { data.to_owned() };
+    let folder: PathBuf = if data == std::path::Path::new(BUNDLED) {
+        bundled::digits()?
+    } else {
+        data.to_owned()
+    };
     let access = if no_mmap { Access::Read } else { Access::Map };
     Dataset::open(&folder, access)
 }
@@ -50,17 +54,27 @@ impl Task {
         let dataset = open(&config.data, config.no_mmap)?;
         let manifest = dataset.manifest().clone();
         let split = dataset.split(TRAIN)?;
-        let named = config.meta_split.as_deref().map(|name| dataset.split(name)).transpose()?;
+        let named = config
+            .meta_split
+            .as_deref()
+            .map(|name| dataset.split(name))
+            .transpose()?;
         if let Some(named) = &named
             && [TRAIN, TEST].contains(&named.name())
         {
             let hint = "a clean set inside train or test would count its images twice";
-            return Err(Error::config("--meta-split", "a split of its own", format!("{:?}", named.name()), hint));
+            return Err(Error::config(
+                "--meta-split",
+                "a split of its own",
+                format!("{:?}", named.name()),
+                hint,
+            ));
         }
         let overlay = overlay(config, &split, &manifest)?;
         let (train, meta) = train_and_meta(&split, &overlay, named)?;
         if meta.is_empty() && config.method.needs_clean() {
-            let hint = "name a --meta-split, or make labels with clean images: l2b data noise --meta-per-class";
+            let hint =
+                "name a --meta-split, or make labels with clean images: l2b data noise --meta-per-class";
             let what = format!("clean images for {}", config.method.name());
             return Err(Error::config(what, "at least one", "none", hint));
         }
@@ -96,9 +110,16 @@ fn overlay(config: &RunConfig, split: &Arc<Split>, manifest: &Manifest) -> Resul
         None => Vec::new(),
     };
     match config.noise {
-        Some(rate) if rate > 0.0 => {
-            Overlay::draw(split, classes, meta_index, Noise { kind: config.noise_kind, rate, seed: config.seed })
-        }
+        Some(rate) if rate > 0.0 => Overlay::draw(
+            split,
+            classes,
+            meta_index,
+            Noise {
+                kind: config.noise_kind,
+                rate,
+                seed: config.seed,
+            },
+        ),
         _ => Ok(Overlay::none(split, meta_index)),
     }
 }

@@ -40,7 +40,11 @@ impl Stored {
     pub fn floats<T: Element>(shape: &[usize], values: &[f64]) -> Self {
         let values: Vec<T> = values.iter().map(|&v| T::from_f64(v)).collect();
         Stored {
-            dtype: if size_of::<T>() == 8 { Dtype::F64 } else { Dtype::F32 },
+            dtype: if size_of::<T>() == 8 {
+                Dtype::F64
+            } else {
+                Dtype::F32
+            },
             shape: shape.to_vec(),
             bytes: bytemuck::cast_slice(&values).to_vec(),
         }
@@ -58,10 +62,22 @@ impl Stored {
     /// Values of an F32 or F64 tensor; None for other types.
     pub fn to_f64(&self) -> Option<Vec<f64>> {
         match self.dtype {
-            Dtype::F32 => {
-                Some(self.bytes.as_chunks().0.iter().map(|&b| f64::from(f32::from_le_bytes(b))).collect())
-            }
-            Dtype::F64 => Some(self.bytes.as_chunks().0.iter().map(|&b| f64::from_le_bytes(b)).collect()),
+            Dtype::F32 => Some(
+                self.bytes
+                    .as_chunks()
+                    .0
+                    .iter()
+                    .map(|&b| f64::from(f32::from_le_bytes(b)))
+                    .collect(),
+            ),
+            Dtype::F64 => Some(
+                self.bytes
+                    .as_chunks()
+                    .0
+                    .iter()
+                    .map(|&b| f64::from_le_bytes(b))
+                    .collect(),
+            ),
             _ => None,
         }
     }
@@ -96,8 +112,13 @@ impl TensorFile {
     /// # Errors
     /// `Io`.
     pub fn save(&self, path: &Path) -> Result<()> {
-        let mut sealed = TensorFile { tensors: BTreeMap::new(), metadata: self.metadata.clone() };
-        sealed.metadata.insert(TENSORS_SHA256.into(), self.tensors_sha256());
+        let mut sealed = TensorFile {
+            tensors: BTreeMap::new(),
+            metadata: self.metadata.clone(),
+        };
+        sealed
+            .metadata
+            .insert(TENSORS_SHA256.into(), self.tensors_sha256());
         sealed.metadata.insert(CHECK.into(), sealed.check());
         let internal = |e: safetensors::SafeTensorError| Error::Internal(format!("{}: {e}", path.display()));
         let views: Vec<_> = self
@@ -118,19 +139,32 @@ impl TensorFile {
     pub fn load(path: &Path) -> Result<Self> {
         let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
         let damaged = |what: &str, expected: &str, found: String| {
-            Error::data(path, what, expected, found, "the file is damaged: restore it from a copy, or write it again")
+            Error::data(
+                path,
+                what,
+                expected,
+                found,
+                "the file is damaged: restore it from a copy, or write it again",
+            )
         };
         let broken = |e: safetensors::SafeTensorError| damaged("file", "a safetensors file", e.to_string());
         let (_, header) = SafeTensors::read_metadata(&bytes).map_err(broken)?;
         let views = SafeTensors::deserialize(&bytes).map_err(broken)?;
         let mut file = TensorFile::default();
         for (name, view) in views.iter() {
-            let stored =
-                Stored { dtype: view.dtype(), shape: view.shape().to_vec(), bytes: view.data().to_vec() };
+            let stored = Stored {
+                dtype: view.dtype(),
+                shape: view.shape().to_vec(),
+                bytes: view.data().to_vec(),
+            };
             file.tensors.insert(name.to_owned(), stored);
         }
-        file.metadata.extend(header.metadata().clone().unwrap_or_default());
-        let checks = [(CHECK, TensorFile::check as fn(&_) -> _), (TENSORS_SHA256, TensorFile::tensors_sha256)];
+        file.metadata
+            .extend(header.metadata().clone().unwrap_or_default());
+        let checks = [
+            (CHECK, TensorFile::check as fn(&_) -> _),
+            (TENSORS_SHA256, TensorFile::tensors_sha256),
+        ];
         for (key, compute) in checks {
             if let Some(expected) = file.metadata.get(key) {
                 let found = compute(&file);
@@ -150,7 +184,13 @@ impl TensorFile {
         let what = format!("tensor {name}");
         let expected = format!("floats of shape {shape:?}");
         let Some(tensor) = self.tensors.get(name) else {
-            return Err(Error::data(path, what, expected, "no such tensor", "names are PyTorch's"));
+            return Err(Error::data(
+                path,
+                what,
+                expected,
+                "no such tensor",
+                "names are PyTorch's",
+            ));
         };
         match tensor.to_f64() {
             Some(values) if tensor.shape == shape => Ok(values),
@@ -186,7 +226,8 @@ mod tests {
 
     fn small() -> TensorFile {
         let mut file = TensorFile::default();
-        file.tensors.insert("a.weight".into(), Stored::floats::<f32>(&[2, 1], &[0.5, -3.25]));
+        file.tensors
+            .insert("a.weight".into(), Stored::floats::<f32>(&[2, 1], &[0.5, -3.25]));
         file.tensors.insert("n".into(), Stored::integers(&[], [7]));
         file.metadata.insert("note".into(), "\"é\"".into());
         file
@@ -203,7 +244,11 @@ mod tests {
         assert_eq!(read.metadata[TENSORS_SHA256], small().tensors_sha256());
         assert_eq!(read.floats(&path, "a.weight", &[2, 1]).unwrap(), [0.5, -3.25]);
         for (name, shape) in [("a.weight", &[2][..]), ("n", &[]), ("b", &[1])] {
-            assert_eq!(read.floats(&path, name, shape).unwrap_err().exit_code(), 3, "{name}");
+            assert_eq!(
+                read.floats(&path, name, shape).unwrap_err().exit_code(),
+                3,
+                "{name}"
+            );
         }
     }
 

@@ -137,7 +137,10 @@ mod tests {
         }
         assert_eq!("cuda".parse(), Ok(DeviceChoice::Cuda(0)));
         for name in ["", "gpu", "cuda:", "cuda:-1", "cuda:x", "CPU"] {
-            assert!(name.parse::<DeviceChoice>().unwrap_err().contains("cuda:N"), "{name}");
+            assert!(
+                name.parse::<DeviceChoice>().unwrap_err().contains("cuda:N"),
+                "{name}"
+            );
         }
     }
 }
