@@ -85,7 +85,7 @@ impl<D: Device> Engine<D> {
     }
 
     /// v ← ∇ mean f_val at θ̂. Leaves θ, momentum and running statistics alone.
-    fn meta_gradient(&self) -> Result<()> {
+    pub fn meta_gradient(&self) -> Result<()> {
         let theta_hat = match self.options.virtual_step {
             VirtualStep::Plain => self.model.theta(),
             VirtualStep::Momentum => {

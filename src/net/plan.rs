@@ -226,57 +226,61 @@ fn contributions(program: &Program) -> Vec<Vec<Option<Contribution>>> {
             readers[input].push(index);
         }
     }
-    let mut all = Vec::with_capacity(program.nodes.len());
-    for (index, node) in program.nodes.iter().enumerate() {
+    // Values whose adjoints share memory, by representative; aliasing grows them in the order of the backward pass.
+    let mut group: Vec<usize> = (0..program.values.len()).collect();
+    let mut all = vec![Vec::new(); program.nodes.len()];
+    for (index, node) in program.nodes.iter().enumerate().rev() {
         let inputs = node.inputs();
         let mut of_node: Vec<Option<Contribution>> = inputs
             .iter()
-            .map(|&input| {
+            .enumerate()
+            .map(|(slot, &input)| {
                 // The network's input wants no adjoint, nor does anything pending on it.
                 let root = match program.values[input].kind {
                     ValueKind::Pending { of, norm: None, .. } => of,
                     _ => input,
                 };
+                // A join of a value with itself contributes twice.
+                let seen = inputs[..slot].contains(&input);
+                let again = inputs[slot + 1..].contains(&input);
                 (root != program.input()).then(|| Contribution {
-                    how: How::Write(if readers[input][0] == index {
+                    how: How::Write(if readers[input][0] == index && !seen {
                         Write::Set
                     } else {
                         Write::Add
                     }),
-                    last: readers[input].last() == Some(&index),
+                    last: readers[input].last() == Some(&index) && !again,
                 })
             })
             .collect();
-        if let Node::Join { a, b, .. } = *node {
-            // An alias is sound where the join is first to contribute and nobody reads the shared memory after a later
-            // contribution has changed it.
-            let first = |v: ValueId| a != b && v != program.input() && stored(v) && readers[v][0] == index;
+        if let Node::Join { a, b, y } = *node {
+            let shared = group[y];
+            // Somebody else still has to read the memory, as it is now.
+            let waiting = (0..producer.len()).any(|v| v != y && group[v] == shared && producer[v] < index);
             let next = |v: ValueId| readers[v].get(1).copied();
-            let alias = |v: ValueId, other: ValueId, other_aliased: bool| {
-                first(v)
-                    && match next(v) {
-                        None => true,
-                        Some(later) => !other_aliased || producer[other] > later,
-                    }
+            let candidate = |v: ValueId| {
+                a != b && v != program.input() && stored(v) && readers[v][0] == index && !waiting
             };
-            // Values with one reader first: they never change the shared memory.
+            // The operand that later contributions change goes second: it is sound once the first has been read by then.
             let order = if next(a).is_none() {
-                [(0, a, b), (1, b, a)]
+                [(0, a), (1, b)]
             } else {
-                [(1, b, a), (0, a, b)]
+                [(1, b), (0, a)]
             };
-            let mut aliased = [false; 2];
-            for (slot, v, other) in order {
-                let shared = aliased[1 - slot];
-                // Two operands that both change the memory cannot share it.
-                let clash = shared && next(other).is_some() && next(v).is_some();
-                if alias(v, other, shared) && !clash {
-                    aliased[slot] = true;
+            let mut first: Option<ValueId> = None;
+            for (slot, v) in order {
+                let sound = match (first, next(v)) {
+                    (None, _) | (Some(_), None) => true,
+                    (Some(first), Some(later)) => next(first).is_none() && producer[first] > later,
+                };
+                if candidate(v) && sound {
+                    first = first.or(Some(v));
+                    group[v] = shared;
                     of_node[slot] = of_node[slot].map(|c| Contribution { how: How::Alias, ..c });
                 }
             }
         }
-        all.push(of_node);
+        all[index] = of_node;
     }
     all
 }

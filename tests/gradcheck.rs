@@ -1,0 +1,255 @@
+//! Programs from one layer to whole networks on `Cpu<f64>`: backward and tangent against central differences, the
+//! adjoint identity ⟨Jv, u⟩ = ⟨v, Jᵀu⟩, the contraction against both, and memory shared by lifetime against memory of
+//! one's own.
+
+#[path = "common/network.rs"]
+mod network;
+
+use l2b::arch::{Architecture, ModelName};
+use l2b::device::cpu::Cpu;
+use l2b::device::{Device, Statistics};
+use l2b::net::{Program, Reuse};
+use network::{Net, along, dot, read_act, uniform};
+
+const BATCH_STATISTICS: Statistics = Statistics::Batch { update: false };
+
+fn preact(width: usize, blocks: &[usize], channels: usize, size: [usize; 2], classes: usize) -> Program {
+    Architecture {
+        model: ModelName::PreactResnet18,
+        width,
+        blocks: blocks.to_vec(),
+        in_channels: channels,
+        image_size: size,
+        num_classes: classes,
+    }
+    .program()
+    .unwrap()
+}
+
+/// The last value as logits: pool and linear layer.
+fn finish(mut net: Program, x: usize) -> Program {
+    let pooled = net.global_pool(x);
+    net.linear("linear", pooled, 3);
+    net
+}
+
+fn conv(size: usize, stride: usize, pad: usize, image: [usize; 2], channels: usize) -> Program {
+    let mut net = Program::new(image[0], image[1], channels);
+    let x = net.conv("a", 0, 5, size, stride, pad);
+    let x = net.relu(x);
+    let x = net.conv("b", x, 3, 1, 1, 0);
+    finish(net, x)
+}
+
+fn norm(relu: bool) -> Program {
+    let mut net = Program::new(5, 7, 3);
+    let x = net.conv("a", 0, 7, 3, 1, 1);
+    let x = net.norm("bn", x, relu);
+    let x = net.conv("b", x, 4, 3, 2, 1);
+    finish(net, x)
+}
+
+/// relu(bn(conv) + bn(1×1 conv)), then relu(bn(conv) + x): both operands pending, then one.
+fn post_activation() -> Program {
+    let mut net = Program::new(6, 5, 2);
+    let stem = net.conv("stem", 0, 4, 3, 1, 1);
+    let stem = net.norm("stem_bn", stem, true);
+    let a = net.conv("a", stem, 6, 3, 2, 1);
+    let a = net.norm("a_bn", a, false);
+    let b = net.conv("b", stem, 6, 1, 2, 0);
+    let b = net.norm("b_bn", b, false);
+    let y = net.join(a, b);
+    let y = net.relu(y);
+    let c = net.conv("c", y, 6, 3, 1, 1);
+    let c = net.norm("c_bn", c, false);
+    let y = net.join(c, y);
+    let y = net.relu(y);
+    finish(net, y)
+}
+
+/// A value read by two joins and a convolution, and a join of a value with itself.
+fn shared() -> Program {
+    let mut net = Program::new(4, 4, 2);
+    let x = net.conv("a", 0, 3, 3, 1, 1);
+    let y = net.join(x, x);
+    let z = net.join(y, x);
+    let n = net.norm("bn", z, true);
+    let c = net.conv("b", n, 3, 3, 1, 1);
+    let w = net.join(z, c);
+    let v = net.join(y, w);
+    finish(net, v)
+}
+
+/// Windows that leave a rest, on a pending value.
+fn pool() -> Program {
+    let mut net = Program::new(7, 5, 2);
+    let x = net.conv("a", 0, 4, 3, 1, 1);
+    let x = net.norm("bn", x, true);
+    let x = net.average_pool(x, 2, 3);
+    let x = net.conv("b", x, 4, 3, 1, 1);
+    finish(net, x)
+}
+
+fn programs() -> Vec<(&'static str, Program)> {
+    let mut plain = Program::new(1, 1, 6);
+    plain.linear("linear", 0, 4);
+    vec![
+        ("linear", plain),
+        ("conv 3x3", conv(3, 1, 1, [5, 7], 3)),
+        ("conv 3x3 stride 2", conv(3, 2, 1, [7, 8], 1)),
+        ("conv 1x1 stride 2", conv(1, 2, 0, [5, 5], 7)),
+        ("conv 5x5 pad 3 stride 3", conv(5, 3, 3, [6, 5], 2)),
+        ("conv 2x2", conv(2, 1, 0, [3, 4], 2)),
+        ("conv 3x3 on 1x1", conv(3, 1, 1, [1, 1], 3)),
+        ("norm", norm(false)),
+        ("norm relu", norm(true)),
+        ("post-activation", post_activation()),
+        ("shared", shared()),
+        ("pool", pool()),
+        ("preact", preact(4, &[1, 1], 3, [8, 8], 3)),
+        ("preact odd", preact(5, &[2, 1, 1], 1, [7, 9], 10)),
+    ]
+}
+
+fn relative(got: f64, want: f64, scale: f64) -> f64 {
+    let error = (got - want).abs() / scale.max(1e-3);
+    if error.is_nan() { f64::INFINITY } else { error }
+}
+
+fn check(name: &str, program: &Program, batch: usize, statistics: Statistics) {
+    let cpu = Cpu::<f64>::new(None).unwrap();
+    let net = Net::new(cpu, program.clone(), batch, statistics, Reuse::ByLifetime, 3);
+    let images = uniform(1, net.image_len());
+    let theta = net.params();
+    let v = uniform(2, theta.len());
+    let u = uniform(4, net.logits_len());
+
+    net.forward(&images);
+    let tz = net.tangent(&v);
+    let gradient = net.backward(&u);
+    let size = |x: &[f64]| dot(x, x).sqrt();
+
+    // ⟨Jv, u⟩ = ⟨v, Jᵀu⟩, in double precision exact to rounding.
+    let (left, right) = (dot(&tz, &u), dot(&v, &gradient));
+    let scale = size(&tz) * size(&u);
+    assert!(
+        relative(left, right, scale) < 1e-12,
+        "{name} {statistics:?}: ⟨Jv,u⟩ {left} ⟨v,Jᵀu⟩ {right}"
+    );
+
+    // Tangent: every logit. A small step keeps clear of kinks; its rounding error is 1e-16/h.
+    let h = 1e-6;
+    let at = |sign: f64| {
+        net.set_params(&along(&theta, sign * h, &v));
+        net.forward(&images)
+    };
+    let (plus, minus) = (at(1.0), at(-1.0));
+    for (i, (p, m)) in plus.iter().zip(&minus).enumerate() {
+        let fd = (p - m) / (2.0 * h);
+        let error = relative(tz[i], fd, size(&tz) / (tz.len() as f64).sqrt());
+        assert!(
+            error < 1e-6,
+            "{name} {statistics:?}: logit {i}: tangent {} difference {fd}",
+            tz[i]
+        );
+    }
+
+    // Gradient: single parameters, spread over all tensors.
+    let rms = size(&gradient) / (gradient.len() as f64).sqrt();
+    let step = (theta.len() / 60).max(1);
+    for i in (0..theta.len()).step_by(step) {
+        let loss = |sign: f64| {
+            let mut moved = theta.clone();
+            moved[i] += sign * h;
+            net.set_params(&moved);
+            dot(&net.forward(&images), &u)
+        };
+        let fd = (loss(1.0) - loss(-1.0)) / (2.0 * h);
+        let error = relative(gradient[i], fd, rms.max(fd.abs()));
+        assert!(
+            error < 1e-6,
+            "{name} {statistics:?}: parameter {i}: gradient {} difference {fd}",
+            gradient[i]
+        );
+    }
+
+    // Contraction: exact where samples are uncoupled.
+    if statistics == Statistics::Running || program.norms.is_empty() {
+        net.set_params(&theta);
+        net.forward(&images);
+        let classes = program.classes();
+        let contracted = net.contract(&u, &v);
+        for (i, got) in contracted.iter().enumerate() {
+            let want = dot(
+                &tz[i * classes..(i + 1) * classes],
+                &u[i * classes..(i + 1) * classes],
+            );
+            assert!(
+                relative(*got, want, scale / batch as f64) < 1e-12,
+                "{name}: sample {i}: {got} {want}"
+            );
+        }
+    }
+}
+
+#[test]
+fn differences_adjoints_and_contractions() {
+    for (name, program) in programs() {
+        for batch in [1, 5] {
+            for statistics in [BATCH_STATISTICS, Statistics::Running] {
+                check(name, &program, batch, statistics);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_larger_batch() {
+    check(
+        "preact 33",
+        &preact(3, &[1, 1], 1, [5, 5], 4),
+        33,
+        BATCH_STATISTICS,
+    );
+}
+
+/// Memory shared by lifetime gives the bits of memory of one's own, where the end of a life is overwritten with NaN and
+/// guards stand between tensors.
+#[test]
+fn lifetimes_are_right_and_nothing_overruns() {
+    for (name, program) in programs() {
+        let run = |reuse: Reuse| {
+            let cpu = Cpu::<f64>::new(None).unwrap();
+            let net = Net::new(cpu, program.clone(), 3, BATCH_STATISTICS, reuse, 9);
+            for guard in &net.plan.guards {
+                net.device.fill(guard.of(&net.arena), 0x5a).unwrap();
+            }
+            let theta = net.params();
+            net.forward(&uniform(1, net.image_len()));
+            let tz = net.tangent(&uniform(2, theta.len()));
+            let gradient = net.backward(&uniform(3, net.logits_len()));
+            for guard in &net.plan.guards {
+                let mut bytes = vec![0; guard.bytes];
+                net.device.download(&mut bytes, guard.of(&net.arena)).unwrap();
+                assert!(bytes.iter().all(|&b| b == 0x5a), "{name}: write past a tensor");
+            }
+            (
+                tz,
+                gradient,
+                net.plan.bytes,
+                read_act(&net.device, net.pass().output()).unwrap(),
+            )
+        };
+        let (shared, own) = (run(Reuse::ByLifetime), run(Reuse::Isolated));
+        assert!(
+            own.0.iter().chain(&own.1).all(|v| v.is_finite()),
+            "{name}: read after the end of a life"
+        );
+        assert_eq!(
+            (&shared.0, &shared.1, &shared.3),
+            (&own.0, &own.1, &own.3),
+            "{name}"
+        );
+        assert!(shared.2 <= own.2, "{name}");
+    }
+}
