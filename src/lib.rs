@@ -1,6 +1,7 @@
 pub mod arch;
 pub mod atomic;
 pub mod commands;
+pub mod compare;
 pub mod config;
 pub mod data;
 pub mod device;
@@ -13,6 +14,7 @@ pub mod meta_step;
 pub mod model;
 pub mod net;
 pub mod random;
+pub mod run_folder;
 pub mod schedule;
 pub mod step;
 pub mod task;
