@@ -156,7 +156,7 @@ impl Patches {
             let to = (w + self.s as isize).clamp(from, self.w as isize);
             for (r, patch) in patch.chunks_exact(run).enumerate() {
                 let h = (p * self.stride + r) as isize - self.top;
-                if h < 0 || h >= self.h as isize {
+                if from == to || h < 0 || h >= self.h as isize {
                     continue;
                 }
                 let patch = &patch[(from - w) as usize * self.c..(to - w) as usize * self.c];
