@@ -95,7 +95,7 @@ impl Augment {
     ///
     /// # Errors
     /// `Internal` if a length does not fit.
-    pub fn apply<T: Element>(&self, out: &mut [T], images: &[u8], ids: &[u32], table: &[T]) -> Result<()> {
+    pub fn apply<T: Copy>(&self, out: &mut [T], images: &[u8], ids: &[u32], table: &[T]) -> Result<()> {
         let [c, h, w] = [self.channels, self.height, self.width].map(|x| x as usize);
         let size = h * w * c;
         if size == 0
