@@ -16,14 +16,20 @@ struct Operand(<D as Device>::Arena, usize);
 
 impl Operand {
     fn mem(&self) -> Mem<'_, D> {
-        Region { offset: 0, bytes: self.1 }.of(&self.0)
+        Region {
+            offset: 0,
+            bytes: self.1,
+        }
+        .of(&self.0)
     }
 }
 
 fn values(device: &D, len: usize) -> Operand {
     let values: Vec<f32> = (0..len).map(|i| (i * 7919 % 1009) as f32 / 504.5 - 1.0).collect();
     let operand = room(device, len * 4);
-    device.upload(operand.mem(), bytemuck::cast_slice(&values)).expect("upload");
+    device
+        .upload(operand.mem(), bytemuck::cast_slice(&values))
+        .expect("upload");
     operand
 }
 
@@ -46,8 +52,14 @@ fn time(mut f: impl FnMut()) -> f64 {
 fn main() {
     let threads = std::env::args().skip(1).find_map(|arg| arg.parse().ok());
     let device = D::new(threads).expect("device");
-    println!("GFLOP/s, f32, {} threads; relu(A·x + C) at the input, moments at the output", device.threads());
-    println!("{:28} {:>8} {:>8} {:>8} {:>8}", "shape", "forward", "tangent", "input", "weight");
+    println!(
+        "GFLOP/s, f32, {} threads; relu(A·x + C) at the input, moments at the output",
+        device.threads()
+    );
+    println!(
+        "{:28} {:>8} {:>8} {:>8} {:>8}",
+        "shape", "forward", "tangent", "input", "weight"
+    );
     let shape = |n, h, c, k, r, stride| ConvShape {
         n,
         h,
@@ -89,15 +101,29 @@ fn main() {
         for (count, shape) in shapes {
             let times = bench(&device, shape);
             let flops = [1.0, 2.0, 1.0, 1.0].map(|passes| passes * shape.flops() / 1e9);
-            let ConvShape { n, h, c, k, r, stride, .. } = shape;
-            print!("{:28}", format!("{count} x n{n} {h}x{h} {c}->{k} {r}x{r}/{stride}"));
+            let ConvShape {
+                n,
+                h,
+                c,
+                k,
+                r,
+                stride,
+                ..
+            } = shape;
+            print!(
+                "{:28}",
+                format!("{count} x n{n} {h}x{h} {c}->{k} {r}x{r}/{stride}")
+            );
             for ((total, time), flops) in total.iter_mut().zip(times).zip(flops) {
                 *total += f64::from(*count) * time;
                 print!(" {:8.1}", flops / time);
             }
             println!("   {}", times.map(|t| format!("{:.0} µs", t * 1e6)).join(", "));
         }
-        println!("{net}: all convolutions, ms: {}", total.map(|t| format!("{:.2}", t * 1e3)).join(", "));
+        println!(
+            "{net}: all convolutions, ms: {}",
+            total.map(|t| format!("{:.2}", t * 1e3)).join(", ")
+        );
     }
 }
 
@@ -131,7 +157,11 @@ fn bench(device: &D, shape: &ConvShape) -> [f64; 4] {
             partials: partials.mem(),
         },
     };
-    let forward = time(|| device.conv_forward(conv, y.mem(), w.mem(), None, epilogue).expect("forward"));
+    let forward = time(|| {
+        device
+            .conv_forward(conv, y.mem(), w.mem(), None, epilogue)
+            .expect("forward")
+    });
     check(device, shape, &y, &x, &w, &affine);
     let tangent = Tangent {
         tx: Some(tx.mem()),
@@ -149,7 +179,9 @@ fn bench(device: &D, shape: &ConvShape) -> [f64; 4] {
             .expect("input");
     });
     let weight = time(|| {
-        device.conv_backward_weight(conv, dw.mem(), None, Write::Set, y.mem()).expect("weight");
+        device
+            .conv_backward_weight(conv, dw.mem(), None, Write::Set, y.mem())
+            .expect("weight");
     });
     [forward, tangent, input, weight]
 }
@@ -158,7 +190,9 @@ fn bench(device: &D, shape: &ConvShape) -> [f64; 4] {
 fn check(device: &D, shape: &ConvShape, y: &Operand, x: &Operand, w: &Operand, affine: &Operand) {
     let fetch = |operand: &Operand| {
         let mut values = vec![0.0f32; operand.1 / 4];
-        device.download(bytemuck::cast_slice_mut(&mut values), operand.mem()).expect("download");
+        device
+            .download(bytemuck::cast_slice_mut(&mut values), operand.mem())
+            .expect("download");
         values
     };
     let [y, x, w, affine] = [y, x, w, affine].map(fetch);
@@ -180,5 +214,8 @@ fn check(device: &D, shape: &ConvShape, y: &Operand, x: &Operand, w: &Operand, a
         }
     }
     let got = y[y.len() - 1].to_f64();
-    assert!((got - want).abs() <= 1e-4 * (shape.taps() * c) as f64, "{shape:?}: got {got}, want {want}");
+    assert!(
+        (got - want).abs() <= 1e-4 * (shape.taps() * c) as f64,
+        "{shape:?}: got {got}, want {want}"
+    );
 }

@@ -94,7 +94,10 @@ fn assert_same(what: &str, a: &[f32], b: &[f32], depth: usize) {
 
 fn main() {
     println!("part 1: GFLOP/s on one thread");
-    println!("{:30} {:>8} {:>15}   {:>8} {:>15}", "rows x K x depth", "y: faer", "matrixmultiply", "dw: faer", "matrixmultiply");
+    println!(
+        "{:30} {:>8} {:>15}   {:>8} {:>15}",
+        "rows x K x depth", "y: faer", "matrixmultiply", "dw: faer", "matrixmultiply"
+    );
     for (rows, k, c) in [
         (2048, 16, 16),
         (512, 32, 32),
@@ -107,8 +110,19 @@ fn main() {
         part1(rows, k, 9 * c);
     }
     println!("part 2: GFLOP/s on one thread, patches included");
-    println!("{:30} {:>8} {:>15}", "images, size, C = K", "im2col", "overlapping");
-    for (n, size, c) in [(32, 8, 16), (32, 4, 32), (32, 2, 64), (1, 32, 64), (2, 16, 128), (4, 8, 256), (16, 4, 512)] {
+    println!(
+        "{:30} {:>8} {:>15}",
+        "images, size, C = K", "im2col", "overlapping"
+    );
+    for (n, size, c) in [
+        (32, 8, 16),
+        (32, 4, 32),
+        (32, 2, 64),
+        (1, 32, 64),
+        (2, 16, 128),
+        (4, 8, 256),
+        (16, 4, 512),
+    ] {
         part2(n, size, c);
     }
 }
@@ -116,8 +130,16 @@ fn main() {
 fn part1(rows: usize, k: usize, depth: usize) {
     let (patches, w, dy) = (values(rows * depth), values(k * depth), values(rows * k));
     let flops = 2e-9 * (rows * k * depth) as f64;
-    let forward = (Matrix::new(&patches, depth, 1), Matrix::new(&w, 1, depth), (rows, k, depth));
-    let weight = (Matrix::new(&dy, 1, k), Matrix::new(&patches, depth, 1), (k, depth, rows));
+    let forward = (
+        Matrix::new(&patches, depth, 1),
+        Matrix::new(&w, 1, depth),
+        (rows, k, depth),
+    );
+    let weight = (
+        Matrix::new(&dy, 1, k),
+        Matrix::new(&patches, depth, 1),
+        (k, depth, rows),
+    );
     let mut speeds = Vec::new();
     for (what, (a, b, sizes)) in [("y", forward), ("dw", weight)] {
         let (mut first, mut second) = (vec![0.0; sizes.0 * sizes.1], vec![0.0; sizes.0 * sizes.1]);
@@ -128,7 +150,10 @@ fn part1(rows: usize, k: usize, depth: usize) {
         speeds.push(flops / best(|| with_matrixmultiply(&mut second, false, a, b, sizes)));
     }
     let name = format!("{rows} x {k} x {depth}");
-    println!("{name:30} {:8.1} {:15.1}   {:8.1} {:15.1}", speeds[0], speeds[1], speeds[2], speeds[3]);
+    println!(
+        "{name:30} {:8.1} {:15.1}   {:8.1} {:15.1}",
+        speeds[0], speeds[1], speeds[2], speeds[3]
+    );
 }
 
 fn part2(n: usize, size: usize, c: usize) {
@@ -148,7 +173,13 @@ fn part2(n: usize, size: usize, c: usize) {
             }
         }
         let sizes = (rows, c, 9 * c);
-        with_faer(&mut y, false, Matrix::new(&cols, 9 * c, 1), Matrix::new(&w, 1, 9 * c), sizes);
+        with_faer(
+            &mut y,
+            false,
+            Matrix::new(&cols, 9 * c, 1),
+            Matrix::new(&w, 1, 9 * c),
+            sizes,
+        );
     };
     im2col();
     let written = best(&mut im2col);
@@ -171,5 +202,10 @@ fn part2(n: usize, size: usize, c: usize) {
     overlapping();
     let seen = best(&mut overlapping);
     assert_same("y", &y, &other, 9 * c);
-    println!("{:30} {:8.1} {:15.1}", format!("{n}, {size}x{size}, {c}"), flops / written, flops / seen);
+    println!(
+        "{:30} {:8.1} {:15.1}",
+        format!("{n}, {size}x{size}, {c}"),
+        flops / written,
+        flops / seen
+    );
 }

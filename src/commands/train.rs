@@ -200,17 +200,15 @@ fn noise(nominal: Option<f64>, realised: Option<f64>, kind: &str) -> String {
     format!("{kind}{nominal}, realised (wrong labels) {realised}")
 }
 
-const HEADER: &str = "epoch       lr  train loss  train acc  (clean)  test acc     best  α+β clean  α+β corr.  images/s  seconds\n";
+/// Weights are means over an epoch, times 1000.
+const HEADER: &str = "epoch       lr  train loss  train acc  (clean)  test acc    best  \
+                      α clean  α wrong  β clean  β wrong  images/s  seconds\n";
 
 fn row(r: &EpochRecord) -> String {
     let percent = |share: f64| format!("{:.2}", 100.0 * share);
-    // Of the mean weights of a batch: in units of 1/1000.
-    let weight = |alpha: Option<f64>, beta: Option<f64>| match (alpha, beta) {
-        (Some(alpha), Some(beta)) => format!("{:.3}e-3", 1000.0 * (alpha + beta)),
-        _ => "-".to_owned(),
-    };
+    let weight = |mean: Option<f64>| mean.map_or("-".to_owned(), |w| format!("{:.2}", 1000.0 * w));
     format!(
-        "{:>5}  {:.5}  {:>10.4}  {:>9}  {:>7}  {:>8}  {:>7}  {:>9}  {:>9}  {:>8.0}  {:>7.2}\n",
+        "{:>5}  {:.5}  {:>10.4}  {:>9}  {:>7}  {:>8}  {:>6}  {:>7}  {:>7}  {:>7}  {:>7}  {:>8.0}  {:>7.2}\n",
         r.epoch,
         r.lr,
         r.train_loss,
@@ -218,8 +216,10 @@ fn row(r: &EpochRecord) -> String {
         r.train_clean_accuracy.map_or("-".to_owned(), percent),
         percent(r.test_accuracy),
         percent(r.best_accuracy),
-        weight(r.alpha_clean, r.beta_clean),
-        weight(r.alpha_corrupted, r.beta_corrupted),
+        weight(r.alpha_clean),
+        weight(r.alpha_corrupted),
+        weight(r.beta_clean),
+        weight(r.beta_corrupted),
         r.images_per_second,
         r.seconds,
     )
