@@ -14,6 +14,7 @@
 //! Operations write into given outputs, allocate nothing, return before the work is done on an asynchronous device, and
 //! run in the order of the calls. Operands of one call never overlap where one of them is written.
 
+pub mod choice;
 pub mod cpu;
 pub mod cuda;
 mod memory;
@@ -199,6 +200,10 @@ pub trait Device: Sized + Send + Sync + 'static {
 
     // ---- memory
 
+    /// Bytes that could still be allocated, where the device knows.
+    fn free_bytes(&self) -> Option<usize> {
+        None
+    }
     /// `bytes` bytes aligned to [`ALIGN`]. Contents are unspecified. Error::Device names need and free when they do not fit.
     fn alloc(&self, bytes: usize) -> Result<Self::Arena>;
     /// Host to device; lengths are equal.
