@@ -1,5 +1,6 @@
 //! Batch-norm between tensors: partial sums to statistics, A and C, slopes B and D. Per channel and in f64: there are few
-//! channels, and the differences taken here are the ones that lose digits.
+//! channels, and the differences taken here are the ones that lose digits. C and D are formed from the *rounded* A and B,
+//! so that a rounding of A or B turns the line about the channel's mean instead of shifting the whole channel.
 
 use super::super::{Mem, Norm, Statistics, Write};
 use super::epilogue::{TILE_ROWS, partials_len};
@@ -40,11 +41,10 @@ pub(super) fn forward<T: Float>(norm: Norm<Arena>, statistics: Statistics) -> Re
             Statistics::Running => (running_mean[k].to_f64(), running_var[k].to_f64()),
         };
         let rstd = 1.0 / (var + norm.eps).sqrt();
-        let scale = gamma[k].to_f64() * rstd;
         mean_out[k] = T::from_f64(mean);
         rstd_out[k] = T::from_f64(rstd);
-        a[k] = T::from_f64(scale);
-        c[k] = T::from_f64(beta[k].to_f64() - mean * scale);
+        a[k] = T::from_f64(gamma[k].to_f64() * rstd);
+        c[k] = T::from_f64(beta[k].to_f64() - mean * a[k].to_f64());
     }
     Ok(())
 }
@@ -103,7 +103,7 @@ pub(super) fn tangent<T: Float>(
         let (mean, rstd) = (mean[k].to_f64(), rstd[k].to_f64());
         let slope = (tgamma[k].to_f64() - gamma[k].to_f64() * rstd * m2) * rstd;
         b[k] = T::from_f64(slope);
-        d[k] = T::from_f64(tbeta[k].to_f64() - a[k].to_f64() * m1 - slope * mean);
+        d[k] = T::from_f64(tbeta[k].to_f64() - a[k].to_f64() * m1 - b[k].to_f64() * mean);
     }
     Ok(())
 }
@@ -128,16 +128,14 @@ pub(super) fn backward<T: Float>(
     let partials = lend.read::<T>("partials", norm.partials, partials_len(norm.shape))?;
     for k in 0..channels {
         let (sum, product) = total(partials, channels, k);
-        let (b_k, d_k) = match statistics {
+        match statistics {
             Statistics::Batch { .. } => {
                 let (mean, rstd, a) = (mean[k].to_f64(), rstd[k].to_f64(), a[k].to_f64());
-                let slope = -a * rstd * product / rows;
-                (slope, -a * sum / rows - slope * mean)
+                b[k] = T::from_f64(-a * rstd * product / rows);
+                d[k] = T::from_f64(-a * sum / rows - b[k].to_f64() * mean);
             }
-            Statistics::Running => (0.0, 0.0),
-        };
-        b[k] = T::from_f64(b_k);
-        d[k] = T::from_f64(d_k);
+            Statistics::Running => (b[k], d[k]) = (T::ZERO, T::ZERO),
+        }
         let (old_gamma, old_beta) = match write {
             Write::Set => (0.0, 0.0),
             Write::Add => (dgamma[k].to_f64(), dbeta[k].to_f64()),
