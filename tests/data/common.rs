@@ -6,6 +6,7 @@ use l2b::data::manifest::Manifest;
 use l2b::data::source::Access;
 use l2b::data::writer::{DatasetWriter, Samples};
 use std::ffi::OsString;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use tempfile::TempDir;
@@ -152,4 +153,29 @@ pub fn raw_safetensors(header: &str, payload: &[u8]) -> Vec<u8> {
     bytes.extend(header.as_bytes());
     bytes.extend(payload);
     bytes
+}
+
+/// Calls `check` with the number of each bit of a file while that bit is flipped. The byte is changed in place: writing
+/// the file anew each time would wait for the disk.
+pub fn for_every_flipped_bit(path: &Path, mut check: impl FnMut(usize)) {
+    let good = std::fs::read(path).unwrap();
+    let file = std::fs::File::options().write(true).open(path).unwrap();
+    for (at, &byte) in good.iter().enumerate() {
+        for bit in 0..8 {
+            file.write_all_at(&[byte ^ 1 << bit], at as u64).unwrap();
+            check(at * 8 + bit);
+        }
+        file.write_all_at(&[byte], at as u64).unwrap();
+    }
+}
+
+/// Calls `check` with each length shorter than a file's, longest first, while the file is cut to it; then restores it.
+pub fn for_every_truncation(path: &Path, mut check: impl FnMut(usize)) {
+    let good = std::fs::read(path).unwrap();
+    let file = std::fs::File::options().write(true).open(path).unwrap();
+    for length in (0..good.len()).rev() {
+        file.set_len(length as u64).unwrap();
+        check(length);
+    }
+    file.write_all_at(&good, 0).unwrap();
 }

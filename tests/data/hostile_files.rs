@@ -135,13 +135,14 @@ fn manifests_that_are_no_text_or_no_file() {
     let good = fs::read(&path).unwrap();
     // Cut between two lines, the text may be a whole manifest of fewer shards; nothing else opens.
     let mut opened = std::collections::BTreeSet::new();
-    for length in 0..good.len() - 1 {
-        fs::write(&path, &good[..length]).unwrap();
-        if let Ok(dataset) = Dataset::open(&set, Access::Read) {
+    for_every_truncation(&path, |length| {
+        if length < good.len() - 1
+            && let Ok(dataset) = Dataset::open(&set, Access::Read)
+        {
             dataset.verify().unwrap();
             opened.insert(dataset.splits().map(|split| split.len()).collect::<Vec<_>>());
         }
-    }
+    });
     assert_eq!(
         opened.into_iter().collect::<Vec<_>>(),
         [vec![2], vec![2, 4], vec![2, 7]]
@@ -343,7 +344,7 @@ fn packing_refuses_and_leaves_nothing() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(300))]
+    #![proptest_config(ProptestConfig::with_cases(200))]
 
     #[test]
     fn mutated_idx_never_panics(

@@ -15,11 +15,10 @@ fn every_truncation_is_found() {
     without_hashes(&set);
     for name in ["train-00000.safetensors", "test-00000.safetensors"] {
         let path = set.join(name);
-        let good = fs::read(&path).unwrap();
-        for length in 0..good.len() {
-            fs::write(&path, &good[..length]).unwrap();
+        for_every_truncation(&path, |length| {
             assert_error(Dataset::open(&set, ACCESS[length % 2]), 3, &[name]);
-        }
+        });
+        let good = fs::read(&path).unwrap();
         fs::write(&path, [&good[..], &[0]].concat()).unwrap();
         assert_error(Dataset::open(&set, Access::Map), 3, &[name, "size"]);
         fs::remove_file(&path).unwrap();
@@ -40,18 +39,14 @@ fn every_flipped_bit_is_found_or_harmless() {
     let good = fs::read(&path).unwrap();
     let payload = 8 + u64::from_le_bytes(good[..8].try_into().unwrap()) as usize;
     let mut harmless = Vec::new();
-    for bit in 0..good.len() * 8 {
-        let mut bad = good.clone();
-        bad[bit / 8] ^= 1 << (bit % 8);
-        fs::write(&path, bad).unwrap();
-        match read_all(&set, ACCESS[bit % 2]) {
-            Ok(got) => {
-                assert_eq!(got, want, "bit {bit} changes what is read and is not found");
-                harmless.push(bit);
-            }
-            Err(error) => assert!(error.to_string().contains("train-00001"), "{error}"),
+    for_every_flipped_bit(&path, |bit| match read_all(&set, ACCESS[bit % 2]) {
+        Ok(got) => {
+            assert_eq!(got, want, "bit {bit} changes what is read and is not found");
+            harmless.push(bit);
         }
-    }
+        Err(error) => assert!(error.to_string().contains("train-00001"), "{error}"),
+    });
+    assert_eq!(fs::read(&path).unwrap(), good);
     // Checksums cover the payload and their own tables.
     assert_eq!(harmless.iter().filter(|&&bit| bit / 8 >= payload).count(), 0);
     println!("{} bits, harmless: {harmless:?}", good.len() * 8);

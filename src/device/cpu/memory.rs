@@ -150,7 +150,7 @@ impl Lend {
                 format!("{} bytes, the call needs {len} values of {size}", span.bytes),
             ));
         }
-        if !end.is_some_and(|end| end <= span.arena.bytes) || !span.offset.is_multiple_of(align_of::<P>()) {
+        if end.is_none_or(|end| end > span.arena.bytes) || !span.offset.is_multiple_of(align_of::<P>()) {
             return Err(self.refuse(
                 what,
                 format!(
