@@ -301,7 +301,20 @@ impl<D: Device> Trainer<D> {
     /// # Errors
     /// Those of the dataset and the device; `Diverged` for logits that are not finite.
     pub fn evaluate(&mut self) -> Result<Scores> {
-        let p = probabilities(&mut self.engine, &self.task.test, self.config.eval_batch)?;
+        let p =
+            probabilities(&mut self.engine, &self.task.test, self.config.eval_batch).map_err(|error| {
+                match error {
+                    Error::Diverged {
+                        what, value, hint, ..
+                    } => Error::Diverged {
+                        step: u64::from(self.state.step),
+                        what,
+                        value,
+                        hint,
+                    },
+                    other => other,
+                }
+            })?;
         Ok(Scores::new(&p, &labels(&self.task.test), self.task.classes()))
     }
 

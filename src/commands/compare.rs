@@ -118,7 +118,11 @@ pub fn run(args: &CompareArgs, out: &mut impl Write) -> Result<()> {
     let comparison = plan.run(|images, finished| {
         bar.inc(images as u64);
         if let Some(summary) = finished {
-            bar.println(line(summary));
+            if bar.is_hidden() {
+                eprintln!("{}", line(summary));
+            } else {
+                bar.println(line(summary));
+            }
         }
     });
     bar.finish_and_clear();
