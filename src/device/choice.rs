@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use super::Device;
 use super::cpu::Cpu;
+use super::cuda::{self, Cuda};
 use crate::{Error, Result};
 
 /// A device by name.
@@ -94,7 +95,11 @@ pub trait Visitor {
 /// What [`DeviceChoice::Auto`] stands for on this machine.
 pub fn resolve(choice: DeviceChoice) -> DeviceChoice {
     match choice {
-        DeviceChoice::Auto => DeviceChoice::Cpu,
+        // A driver that fails to list its GPUs is no reason not to compute.
+        DeviceChoice::Auto => cuda::devices()
+            .ok()
+            .and_then(|listing| Some(DeviceChoice::Cuda(listing.usable()?.ordinal as u32)))
+            .unwrap_or(DeviceChoice::Cpu),
         other => other,
     }
 }
@@ -118,11 +123,8 @@ pub fn with_device<V: Visitor>(
             "f64",
             "f64 is computed on the CPU alone: add --device cpu",
         )),
-        (device, Precision::F32) => Err(Error::device(
-            format!("--device {device}"),
-            "this binary holds no CUDA kernels",
-            "use --device cpu",
-        )),
+        (DeviceChoice::Cuda(ordinal), Precision::F32) => visitor.visit(Cuda::new(ordinal as usize)?),
+        (DeviceChoice::Emulator, Precision::F32) => visitor.visit(Cuda::emulator()?),
     }
 }
 
