@@ -1,110 +1,12 @@
-//! The binary from outside: train, evaluate, predict, resume, compare; and what it says to bad input.
+//! Train, evaluate, predict, resume, compare.
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::Stdio;
 
 use serde_json::Value;
 
-/// A network that trains in a fraction of a second.
-const TINY: [&str; 8] = [
-    "--width", "8", "--blocks", "1,1", "--epochs", "3", "--batch", "32",
-];
-
-/// `l2b` in a folder of its own, which is removed at the end.
-struct Bench(tempfile::TempDir);
-
-impl Bench {
-    fn new() -> Self {
-        Bench(tempfile::tempdir().unwrap())
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn command(&self, words: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_l2b"));
-        // The bundled dataset is unpacked here, not in the user's cache.
-        command.env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR"));
-        command.current_dir(self.0.path()).args(words);
-        command
-    }
-
-    fn run(&self, words: &[&str]) -> Output {
-        self.command(words).output().unwrap()
-    }
-
-    /// Standard output of a run that must succeed.
-    fn ok(&self, words: &[&str]) -> String {
-        let output = self.run(words);
-        assert!(output.status.success(), "{words:?}: {}", text(&output.stderr));
-        text(&output.stdout)
-    }
-
-    fn train(&self, out: &str, more: &[&str]) -> Value {
-        let words: Vec<&str> = ["train", "--out", out]
-            .iter()
-            .chain(&TINY)
-            .chain(more)
-            .copied()
-            .collect();
-        self.ok(&words);
-        self.json(&format!("{out}/summary.json"))
-    }
-
-    fn json(&self, name: &str) -> Value {
-        serde_json::from_str(&fs::read_to_string(self.path(name)).unwrap()).unwrap()
-    }
-
-    /// Names in the folder, sorted.
-    fn names(&self, folder: &str) -> Vec<String> {
-        names(&self.path(folder))
-    }
-}
-
-fn names(folder: &Path) -> Vec<String> {
-    let mut names: Vec<String> = fs::read_dir(folder)
-        .unwrap()
-        .map(|e| e.unwrap().file_name().into_string().unwrap())
-        .collect();
-    names.sort();
-    names
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8(bytes.to_vec()).unwrap()
-}
-
-fn hash(summary: &Value) -> &str {
-    summary["weights_sha256"]
-        .as_str()
-        .filter(|h| h.len() == 64)
-        .unwrap()
-}
-
-/// Records of `metrics.jsonl` without what the clock says.
-fn records(folder: &Path) -> Vec<Value> {
-    let lines = fs::read_to_string(folder.join("metrics.jsonl")).unwrap();
-    let record = |line| {
-        let mut record: Value = serde_json::from_str(line).unwrap();
-        for key in ["seconds", "images_per_second"] {
-            assert!(
-                record
-                    .as_object_mut()
-                    .unwrap()
-                    .remove(key)
-                    .unwrap()
-                    .as_f64()
-                    .unwrap()
-                    > 0.0
-            );
-        }
-        record
-    };
-    lines.lines().map(record).collect()
-}
+use super::bench::{Bench, TINY, hash, records, text};
 
 #[test]
 fn train_then_eval_then_predict() {
@@ -165,7 +67,9 @@ fn train_then_eval_then_predict() {
     }
 
     let weights = "runs/l2b-0-1/last.safetensors";
-    let scores: Value = serde_json::from_str(&bench.ok(&["eval", "--weights", weights, "--json"])).unwrap();
+    let scores: Value =
+        serde_json::from_str(&bench.ok(&["eval", "--device", "cpu", "--weights", weights, "--json"]))
+            .unwrap();
     assert_eq!(scores["accuracy"].as_f64(), Some(last));
     let total: u64 = scores["confusion"]
         .as_array()
@@ -183,6 +87,8 @@ fn train_then_eval_then_predict() {
 
     bench.ok(&[
         "predict",
+        "--device",
+        "cpu",
         "--weights",
         weights,
         "--eval-batch",
@@ -433,135 +339,4 @@ fn compare_tabulates_the_same_runs() {
         .map(|r| r["noise_realised"].as_f64().unwrap())
         .collect();
     assert_eq!((realised.len(), realised[0]), (2, realised[1]));
-}
-
-#[test]
-fn divergence_keeps_the_last_good_state() {
-    let bench = Bench::new();
-    let words: Vec<&str> = ["train", "--out", "run", "--lr", "1e30", "--method", "ce"]
-        .iter()
-        .chain(&TINY)
-        .copied()
-        .collect();
-    let output = bench.run(&words);
-    let error = text(&output.stderr);
-    assert_eq!(output.status.code(), Some(5), "{error}");
-    for part in ["diverged at step", "--lr", "kept in run"] {
-        assert!(error.contains(part), "{error}");
-    }
-    assert!(bench.names("run").contains(&"checkpoint.safetensors".to_owned()));
-    assert!(!bench.path("run/summary.json").exists());
-}
-
-/// Each: options, exit code, parts of the message. All leave the folder as it was.
-#[test]
-fn bad_input_is_refused_by_name_and_leaves_nothing() {
-    let bench = Bench::new();
-    fs::create_dir(bench.path("taken")).unwrap();
-    fs::create_dir(bench.path("empty")).unwrap();
-    fs::write(bench.path("bad.toml"), "epochs = 3\nlearning_rate = 0.1\n").unwrap();
-    fs::write(bench.path("junk"), "not weights").unwrap();
-    fs::write(bench.path("short"), [255; 6]).unwrap();
-    let before = bench.names(".");
-    let cases: &[(&[&str], i32, &[&str])] = &[
-        (&["train", "--learning-rate", "1"], 2, &["--learning-rate"]),
-        (&["train", "--epochs", "many"], 2, &["--epochs", "many"]),
-        (&["train", "--method", "l2c"], 2, &["l2c", "bootstrap"]),
-        (&["train", "--precision", "f16"], 2, &["f16", "f32"]),
-        (&["train", "--device", "gpu"], 2, &["gpu", "cuda:N"]),
-        (
-            &["train", "--device", "cuda", "--precision", "f64"],
-            2,
-            &["--precision", "f64", "cpu"],
-        ),
-        (&["train", "--device", "cuda:99"], 4, &["cuda:99", "hint"]),
-        (
-            &["train", "--config", "bad.toml"],
-            2,
-            &["bad.toml", "learning_rate", "line 2"],
-        ),
-        (&["train", "--config", "none.toml"], 1, &["none.toml"]),
-        (&["train", "--data", "nowhere"], 3, &["nowhere", "dataset.toml"]),
-        (
-            &["train", "--data", "empty"],
-            3,
-            &["empty", "dataset.toml", "data pack"],
-        ),
-        (&["train", "--labels", "junk"], 3, &["junk"]),
-        (&["train", "--noise", "1.4"], 2, &["--noise", "0 to 1", "1.4"]),
-        (&["train", "--noise-kind", "salt"], 2, &["salt", "uniform"]),
-        (
-            &["train", "--batch", "1338"],
-            2,
-            &["--batch", "1 to 1337", "1338"],
-        ),
-        (
-            &["train", "--meta-batch", "101"],
-            2,
-            &["--meta-batch", "1 to 100", "101"],
-        ),
-        (
-            &["train", "--meta-per-class", "4000"],
-            2,
-            &["clean images per class", "4000"],
-        ),
-        (
-            &["train", "--meta-split", "validation"],
-            2,
-            &["validation", "train"],
-        ),
-        (&["train", "--meta-split", "test"], 2, &["--meta-split", "test"]),
-        (&["train", "--warm-up", "30"], 2, &["--warm-up", "0 to 29", "30"]),
-        (
-            &["train", "--inner-product", "contraction"],
-            2,
-            &["contraction", "--norm frozen"],
-        ),
-        (&["train", "--width", "0"], 2, &["width"]),
-        (&["train", "--blocks", "1,0"], 2, &["blocks"]),
-        (&["train", "--out", "taken"], 2, &["--out", "taken"]),
-        (&["train", "--resume", "taken"], 2, &["--resume", "taken"]),
-        (
-            &["train", "--resume", "taken", "--lr", "1"],
-            2,
-            &["--lr", "--resume"],
-        ),
-        (&["train", "--width", "16384"], 2, &["parameters"]),
-        (&["eval", "--weights", "none"], 1, &["none"]),
-        (&["eval", "--weights", "junk"], 3, &["junk", "safetensors"]),
-        (&["eval", "--weights", "short"], 3, &["short", "safetensors"]),
-        (&["predict", "--weights", "junk", "--out", "p.csv"], 3, &["junk"]),
-        (&["compare", "--methods", "ce,best"], 2, &["best"]),
-        (&["compare", "--seeds", "0"], 2, &["--seeds"]),
-        (&["compare", "--out", "taken"], 2, &["taken"]),
-        (&["compare", "--labels", "junk"], 2, &["--labels"]),
-        (&["compare", "--warm-up", "30"], 2, &["--warm-up"]),
-        (&["meta-step", "--input", "junk", "--output", "o"], 3, &["junk"]),
-        (&["dance"], 2, &["dance"]),
-    ];
-    for (words, code, parts) in cases {
-        let output = bench.run(words);
-        let error = text(&output.stderr);
-        assert_eq!(output.status.code(), Some(*code), "{words:?}: {error}");
-        for part in *parts {
-            assert!(error.contains(part), "{words:?}: {part:?} is not in: {error}");
-        }
-        assert!(
-            !error.contains("panicked") && !error.contains("internal error"),
-            "{words:?}: {error}"
-        );
-        assert_eq!(bench.names("."), before, "{words:?}");
-    }
-}
-
-#[test]
-fn version_and_devices_say_what_can_compute() {
-    let bench = Bench::new();
-    for words in [["--version"], ["devices"]] {
-        let shown = bench.ok(&words);
-        assert!(
-            shown.contains(env!("CARGO_PKG_VERSION")) && shown.contains("cpu"),
-            "{shown}"
-        );
-    }
 }
