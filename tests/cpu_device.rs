@@ -194,7 +194,8 @@ fn bits(device: &Cpu<f32>, shape: ConvShape) -> Vec<Vec<u32>> {
     let mut lend = |len| reading::<f32, _>(device, &random.values(len));
     let [x, tx, before] = [(); 3].map(|()| lend(shape.x_len()));
     let [w, tw] = [(); 2].map(|()| lend(shape.w_len()));
-    let (affine, dy) = (lend(2 * shape.c as usize), lend(shape.y_len()));
+    let (affine, slope) = (lend(3 * shape.c as usize), lend(2 * shape.c as usize));
+    let dy = lend(shape.y_len());
     let y_rows = Rows {
         rows: shape.y_rows() as i32,
         channels: shape.k,
@@ -230,7 +231,7 @@ fn bits(device: &Cpu<f32>, shape: ConvShape) -> Vec<Vec<u32>> {
     let norm = room_f32(1);
     let tangent = Tangent {
         tx: Some(tx.mem()),
-        slope: Some(affine.mem()),
+        slope: Some(slope.mem()),
     };
     device
         .conv_forward(conv, y.mem(), w.mem(), None, epilogue)

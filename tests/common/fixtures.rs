@@ -66,6 +66,7 @@ pub fn load(path: &Path) -> (BTreeMap<String, Vec<f64>>, BTreeMap<String, String
 }
 
 /// How far a tensor may be from the reference.
+#[allow(dead_code)] // each test program uses its own part
 #[derive(Clone, Copy)]
 pub enum Bound {
     /// Relative L2 error.

@@ -1,0 +1,47 @@
+// CUDA C++ on the CPU: the words of the language that dialect.cuh does not define itself. Under g++ this header (with
+// its parts shim_types.h, shim_math.h, shim_warp.h, shim_copy.h, shim_matrix.h) takes the place of nvcc's built-ins.
+// A name that is missing here fails to compile: add it to the part it belongs to.
+#pragma once
+
+#include <cmath>
+#include <cstring>
+#include <stdint.h>
+#include <type_traits>
+
+#include "runtime.h"
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline __attribute__((always_inline))
+#define __noinline__ __attribute__((noinline))
+#define __launch_bounds__(...)  // read by build.rs, enforced at launch
+#define __align__(n) __attribute__((aligned(n)))
+
+#define threadIdx (::emulator::current_thread->index)
+#define blockIdx (::emulator::current_block->index)
+#define blockDim (::emulator::current_block->dim)
+#define gridDim (::emulator::current_block->grid)
+#define warpSize 32
+
+#define UNROLL _Pragma("GCC unroll 64")
+
+// The lambda's static is a key unique to this variable (and to each instantiation of a template it stands in).
+#define SHARED(T, name, ...) \
+  auto& name = *static_cast<T(*) __VA_ARGS__>(::emulator::shared_array([] { \
+    static char key; \
+    return &key; \
+  }(), sizeof(T __VA_ARGS__)))
+#define DYN_SMEM(name) unsigned char* const name = ::emulator::current_block->dynamic_shared
+
+#include "shim_types.h"
+
+#include "shim_math.h"
+#include "shim_warp.h"
+#include "shim_copy.h"
+#include "shim_matrix.h"
+
+inline void __syncthreads(EMULATOR_SITE) { emulator::block_barrier(site); }
+inline void spin_pause(EMULATOR_SITE) { emulator::spin_pause(site); }
+inline void __threadfence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+inline void __threadfence_block() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }

@@ -1,0 +1,44 @@
+//! Recording a step once and replaying it: one driver call instead of one per kernel.
+
+use cudarc::driver::{CudaGraph, sys};
+
+use super::Cuda;
+use super::driver::device_error;
+use crate::{Error, Result};
+
+/// Recorded operations. It holds the addresses of their operands and keeps none of them alive: the arenas must outlive it.
+pub struct Graph(CudaGraph);
+
+// SAFETY: the driver lets any thread use a graph, one at a time; `launch` takes `&mut self`.
+unsafe impl Send for Graph {}
+
+impl Graph {
+    /// Asks for all recorded operations once more, in their order, on the device's stream. What they read from memory
+    /// (step parameters, inputs) is read anew.
+    pub fn launch(&mut self) -> Result<()> {
+        self.0
+            .launch()
+            .map_err(|error| device_error("graph launch", error))
+    }
+}
+
+impl Cuda {
+    /// Records the operations that `step` asks for, without running them. `step` must not allocate, download or wait.
+    /// No other thread may use the device meanwhile: its operations would be recorded too.
+    pub fn capture(&self, step: impl FnOnce() -> Result<()>) -> Result<Graph> {
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        self.stream
+            .begin_capture(mode)
+            .map_err(|error| device_error("graph capture", error))?;
+        let outcome = step();
+        // Ended in any case: a stream that captures can do nothing else.
+        let graph = self.stream.end_capture(sys::CUgraphInstantiate_flags(0));
+        outcome?;
+        let empty = || Error::Internal("a capture without operations".into());
+        Ok(Graph(
+            graph
+                .map_err(|error| device_error("graph capture", error))?
+                .ok_or_else(empty)?,
+        ))
+    }
+}

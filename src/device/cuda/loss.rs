@@ -1,0 +1,130 @@
+//! Launches of kernels/loss.cu and weights.cu.
+
+use super::kernels::{grid, launch};
+use super::memory::{NONE, input, output, targets};
+use super::{Arena, Cuda};
+use crate::device::{LossShape, Mem, Normalise, StepParams, Targets};
+use crate::{Error, Result};
+
+/// Entries, logits, and a grid with a warp for each entry.
+fn extent(shape: LossShape) -> Result<(usize, usize, cudarc::driver::LaunchConfig)> {
+    let (entries, classes) = (shape.entries as usize, shape.classes as usize);
+    if shape.entries < 1 || shape.classes < 1 {
+        return Err(Error::Internal(format!("loss over {shape:?}")));
+    }
+    Ok((entries, entries * classes, grid(entries.div_ceil(8), 256)?))
+}
+
+pub(super) fn pseudo_labels(cuda: &Cuda, shape: LossShape, labels: Mem<Cuda>, z: Mem<Cuda>) -> Result<()> {
+    let (entries, len, grid) = extent(shape)?;
+    let labels = output::<i32>("labels", labels, entries)?;
+    let z = input::<f32>("z", z, len)?;
+    // SAFETY: types as in loss.cu; lengths checked above.
+    unsafe { launch!(cuda, cuda.kernels.pseudo_labels, grid, labels, z, shape) }
+}
+
+pub(super) fn cross_entropy(
+    cuda: &Cuda,
+    shape: LossShape,
+    loss: Mem<Cuda>,
+    z: Mem<Cuda>,
+    target: Targets<Arena>,
+) -> Result<()> {
+    let (entries, len, grid) = extent(shape)?;
+    let loss = output::<f32>("loss", loss, entries)?;
+    let z = input::<f32>("z", z, len)?;
+    let target = targets(target, entries, shape.classes as usize)?;
+    // SAFETY: types as in loss.cu; lengths checked above.
+    unsafe { launch!(cuda, cuda.kernels.cross_entropy, grid, loss, z, target, shape) }
+}
+
+pub(super) fn cross_entropy_backward(
+    cuda: &Cuda,
+    shape: LossShape,
+    dz: Mem<Cuda>,
+    z: Mem<Cuda>,
+    (first, first_weights): (Targets<Arena>, Mem<Cuda>),
+    second: Option<(Targets<Arena>, Mem<Cuda>)>,
+) -> Result<()> {
+    let (entries, len, grid) = extent(shape)?;
+    let dz = output::<f32>("dz", dz, len)?;
+    let z = input::<f32>("z", z, len)?;
+    let first = targets(first, entries, shape.classes as usize)?;
+    let first_weights = input::<f32>("first weights", first_weights, entries)?;
+    let (second, second_weights) = match second {
+        Some((target, weights)) => (
+            targets(target, entries, shape.classes as usize)?,
+            input::<f32>("second weights", weights, entries)?,
+        ),
+        None => (first, NONE),
+    };
+    // SAFETY: types as in loss.cu; lengths checked above.
+    unsafe {
+        launch!(
+            cuda,
+            cuda.kernels.cross_entropy_backward,
+            grid,
+            dz,
+            z,
+            first,
+            first_weights,
+            second,
+            second_weights,
+            shape
+        )
+    }
+}
+
+pub(super) fn tangent_dot(
+    cuda: &Cuda,
+    shape: LossShape,
+    raw: Mem<Cuda>,
+    z: Mem<Cuda>,
+    tz: Mem<Cuda>,
+    target: Targets<Arena>,
+) -> Result<()> {
+    let (entries, len, grid) = extent(shape)?;
+    let raw = output::<f32>("raw", raw, entries)?;
+    let (z, tz) = (input::<f32>("z", z, len)?, input::<f32>("tz", tz, len)?);
+    let target = targets(target, entries, shape.classes as usize)?;
+    // SAFETY: types as in loss.cu; lengths checked above.
+    unsafe { launch!(cuda, cuda.kernels.tangent_dot, grid, raw, z, tz, target, shape) }
+}
+
+pub(super) fn weights(
+    cuda: &Cuda,
+    weights: Mem<Cuda>,
+    raw: Mem<Cuda>,
+    normalise: Normalise,
+    step: Mem<Cuda>,
+) -> Result<()> {
+    let len = raw.bytes / size_of::<f32>();
+    if len == 0 {
+        return Err(Error::Internal("weights of no entries".into()));
+    }
+    let weights = output::<f32>("weights", weights, len)?;
+    let raw = output::<f32>("raw", raw, len)?;
+    let step = input::<StepParams>("step", step, 1)?;
+    // The numbers of enum Normalise in weights.cu.
+    let (mode, parameter) = match normalise {
+        Normalise::Rectify => (0, 0.0),
+        Normalise::Softmax { temperature } => (1, temperature as f32),
+        Normalise::Sigmoid => (2, 0.0),
+        Normalise::Hard { threshold } => (3, threshold as f32),
+    };
+    let (grid, len, mode, parameter): (_, i64, i32, f32) = (grid(1, 1024)?, len as i64, mode, parameter);
+    // SAFETY: types as in weights.cu; lengths checked above.
+    unsafe {
+        launch!(
+            cuda,
+            cuda.kernels.weights,
+            grid,
+            weights,
+            raw,
+            step,
+            len,
+            mode,
+            parameter
+        )
+    }
+}

@@ -1,0 +1,204 @@
+//! Device memory and what kernels receive of it: operands become addresses here, after their lengths were checked.
+
+use cudarc::driver::{CudaSlice, DevicePtr, DeviceRepr, sys::CUdeviceptr};
+
+use super::Cuda;
+use crate::device::{Epilogue, Mem, Rows, Source, Span, Tangent, Targets};
+use crate::{Error, Result};
+
+/// A block of device memory; freed in stream order when dropped, so after all work asked for so far.
+#[derive(Debug)]
+pub struct Arena {
+    /// Keeps the memory alive; its address is `base`.
+    _memory: CudaSlice<u8>,
+    base: CUdeviceptr,
+}
+
+impl Arena {
+    pub(super) fn new(memory: CudaSlice<u8>) -> Self {
+        let stream = memory.stream().clone();
+        let base = memory.device_ptr(&stream).0;
+        Arena {
+            _memory: memory,
+            base,
+        }
+    }
+}
+
+/// First byte of an operand.
+pub(super) fn address(span: Span<Arena>) -> CUdeviceptr {
+    span.arena.base + span.offset as CUdeviceptr
+}
+
+/// Address of an operand that a kernel reads; 0 for one that is left out.
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+pub(super) struct In(pub CUdeviceptr);
+
+/// Address of an operand that a kernel writes. Neither `Clone` nor made twice: one per launch.
+#[repr(transparent)]
+pub(super) struct Out(pub CUdeviceptr);
+
+/// Twin of Source in kernels/source.cuh.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(super) struct KernelSource {
+    x: In,
+    affine: In,
+    relu: i32,
+    reserved: i32,
+}
+
+/// Twin of Tangent in kernels/source.cuh.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(super) struct KernelTangent {
+    tx: In,
+    slope: In,
+}
+
+/// Twin of Targets in kernels/loss.cu.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(super) struct KernelTargets {
+    hard: In,
+    soft: In,
+}
+
+// SAFETY: plain old data without padding, laid out as their twins in the kernels.
+unsafe impl DeviceRepr for In {}
+unsafe impl DeviceRepr for Out {}
+unsafe impl DeviceRepr for KernelSource {}
+unsafe impl DeviceRepr for KernelTangent {}
+unsafe impl DeviceRepr for KernelTargets {}
+
+/// No operand.
+pub(super) const NONE: In = In(0);
+
+/// No mask.
+pub(super) const NO_MASK: KernelSource = KernelSource {
+    x: NONE,
+    affine: NONE,
+    relu: 0,
+    reserved: 0,
+};
+
+/// Fails unless the operand holds `len` elements of `size` bytes, aligned to them.
+fn check(name: &str, mem: &Mem<Cuda>, len: usize, size: usize) -> Result<()> {
+    if mem.bytes != len * size || mem.offset % size != 0 {
+        let found = format!("{} bytes at {}", mem.bytes, mem.offset);
+        return Err(Error::Internal(format!(
+            "operand {name}: expected {len} elements of {size} bytes, found {found}"
+        )));
+    }
+    Ok(())
+}
+
+/// An operand that is read: `len` elements of T.
+pub(super) fn input<T>(name: &str, mem: Mem<Cuda>, len: usize) -> Result<In> {
+    check(name, &mem, len, size_of::<T>())?;
+    Ok(In(address(mem)))
+}
+
+/// As [`input`], for one that may be left out.
+pub(super) fn optional<T>(name: &str, mem: Option<Mem<Cuda>>, len: usize) -> Result<In> {
+    mem.map_or(Ok(NONE), |mem| input::<T>(name, mem, len))
+}
+
+/// An operand that is written: `len` elements of T.
+pub(super) fn output<T>(name: &str, mem: Mem<Cuda>, len: usize) -> Result<Out> {
+    check(name, &mem, len, size_of::<T>())?;
+    Ok(Out(address(mem)))
+}
+
+/// The first `len` elements of T of an operand that may be longer.
+pub(super) fn scratch<T>(name: &str, mem: Mem<Cuda>, len: usize) -> Result<Out> {
+    if mem.bytes < len * size_of::<T>() {
+        let need = len * size_of::<T>();
+        return Err(Error::Internal(format!(
+            "{name}: expected {need} bytes, found {}",
+            mem.bytes
+        )));
+    }
+    output::<T>(name, mem.slice(0, len * size_of::<T>()), len)
+}
+
+impl Out {
+    /// The same operand for the kernel that reads what the one before has written.
+    pub fn read(&self) -> In {
+        In(self.0)
+    }
+
+    /// The same operand for a second kernel that writes it, after the first.
+    pub fn again(&self) -> Out {
+        Out(self.0)
+    }
+}
+
+/// A source over a tensor of this shape.
+pub(super) fn source(name: &str, source: Source<Arena>, shape: Rows) -> Result<KernelSource> {
+    Ok(KernelSource {
+        x: input::<f32>(name, source.x, shape.len())?,
+        affine: optional::<f32>("affine", source.affine, 3 * shape.channels as usize)?,
+        relu: source.relu.into(),
+        reserved: 0,
+    })
+}
+
+/// The tangent of a source over a tensor of this shape.
+pub(super) fn tangent(tangent: Tangent<Arena>, shape: Rows) -> Result<KernelTangent> {
+    Ok(KernelTangent {
+        tx: optional::<f32>("tx", tangent.tx, shape.len())?,
+        slope: optional::<f32>("slope", tangent.slope, 2 * shape.channels as usize)?,
+    })
+}
+
+/// The mask of an epilogue over an output of this shape.
+pub(super) fn mask(epilogue: &Epilogue<Arena>, shape: Rows) -> Result<KernelSource> {
+    epilogue
+        .mask
+        .map_or(Ok(NO_MASK), |mask| source("mask", mask, shape))
+}
+
+/// Targets of `entries` entries.
+pub(super) fn targets(targets: Targets<Arena>, entries: usize, classes: usize) -> Result<KernelTargets> {
+    Ok(match targets {
+        Targets::Hard(labels) => KernelTargets {
+            hard: input::<i32>("labels", labels, entries)?,
+            soft: NONE,
+        },
+        Targets::Soft(targets) => KernelTargets {
+            hard: NONE,
+            soft: input::<f32>("targets", targets, entries * classes)?,
+        },
+    })
+}
+
+/// Whether an address allows 16-byte accesses.
+pub(super) trait Aligned {
+    fn aligned(&self) -> bool;
+}
+
+impl Aligned for In {
+    fn aligned(&self) -> bool {
+        self.0.is_multiple_of(16)
+    }
+}
+
+impl Aligned for Out {
+    fn aligned(&self) -> bool {
+        self.0.is_multiple_of(16)
+    }
+}
+
+impl Aligned for KernelSource {
+    fn aligned(&self) -> bool {
+        self.x.aligned() && self.affine.aligned()
+    }
+}
+
+impl Aligned for KernelTangent {
+    fn aligned(&self) -> bool {
+        self.tx.aligned() && self.slope.aligned()
+    }
+}

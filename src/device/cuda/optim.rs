@@ -1,0 +1,133 @@
+//! Launches of kernels/optim.cu and augment.cu.
+
+use super::Cuda;
+use super::kernels::{grid, launch, strided};
+use super::memory::{Aligned, input, output, scratch};
+use crate::device::{AugmentShape, Mem, StepParams};
+use crate::{Error, Result};
+
+/// Values of a parameter vector.
+fn length(mem: &Mem<Cuda>) -> usize {
+    mem.bytes / size_of::<f32>()
+}
+
+/// Parameters are laid out at multiples of 256 bytes.
+fn require_aligned(operands: &[&dyn Aligned]) -> Result<()> {
+    if operands.iter().all(|operand| operand.aligned()) {
+        return Ok(());
+    }
+    Err(Error::Internal(
+        "a parameter vector that is not 16-byte aligned".into(),
+    ))
+}
+
+pub(super) fn lookahead(
+    cuda: &Cuda,
+    out: Mem<Cuda>,
+    theta: Mem<Cuda>,
+    buf: Mem<Cuda>,
+    step: Mem<Cuda>,
+) -> Result<()> {
+    let len = length(&theta);
+    let out = output::<f32>("out", out, len)?;
+    let theta = input::<f32>("theta", theta, len)?;
+    let buf = input::<f32>("buf", buf, len)?;
+    let step = input::<StepParams>("step", step, 1)?;
+    require_aligned(&[&out, &theta, &buf])?;
+    let (grid, len) = (strided(len.div_ceil(4)), len as i64);
+    // SAFETY: types as in optim.cu; lengths and alignment checked above.
+    unsafe { launch!(cuda, cuda.kernels.lookahead, grid, out, theta, buf, step, len) }
+}
+
+/// Blocks, and so partial sums, of the gradient norm.
+pub(super) fn norm_blocks(len: usize) -> usize {
+    strided(len.div_ceil(4)).grid_dim.0.min(1024) as usize
+}
+
+pub(super) fn gradient_norm(cuda: &Cuda, norm: Mem<Cuda>, g: Mem<Cuda>, space: Mem<Cuda>) -> Result<()> {
+    let len = length(&g);
+    let blocks = norm_blocks(len);
+    let norm = output::<f32>("norm", norm, 1)?;
+    let g = input::<f32>("g", g, len)?;
+    let partial = scratch::<f32>("scratch", space, blocks)?;
+    require_aligned(&[&g])?;
+    let len = len as i64;
+    // SAFETY: types as in optim.cu; lengths and alignment checked above, one partial sum per block.
+    unsafe {
+        launch!(
+            cuda,
+            cuda.kernels.squares_partial,
+            grid(blocks, 256)?,
+            partial,
+            g,
+            len
+        )
+    }?;
+    let (partial, count) = (partial.read(), blocks as i32);
+    // SAFETY: types as in optim.cu; partial holds `count` values.
+    unsafe {
+        launch!(
+            cuda,
+            cuda.kernels.norm_finish,
+            grid(1, 256)?,
+            norm,
+            partial,
+            count
+        )
+    }
+}
+
+pub(super) fn sgd(
+    cuda: &Cuda,
+    theta: Mem<Cuda>,
+    buf: Mem<Cuda>,
+    g: Mem<Cuda>,
+    norm: Mem<Cuda>,
+    step: Mem<Cuda>,
+) -> Result<()> {
+    let len = length(&theta);
+    let theta = output::<f32>("theta", theta, len)?;
+    let buf = output::<f32>("buf", buf, len)?;
+    let g = input::<f32>("g", g, len)?;
+    let norm = input::<f32>("norm", norm, 1)?;
+    let step = input::<StepParams>("step", step, 1)?;
+    require_aligned(&[&theta, &buf, &g])?;
+    let (grid, len) = (strided(len.div_ceil(4)), len as i64);
+    // SAFETY: types as in optim.cu; lengths and alignment checked above.
+    unsafe { launch!(cuda, cuda.kernels.sgd, grid, theta, buf, g, norm, step, len) }
+}
+
+pub(super) fn augment(
+    cuda: &Cuda,
+    shape: AugmentShape,
+    out: Mem<Cuda>,
+    images: Mem<Cuda>,
+    ids: Mem<Cuda>,
+    table: Mem<Cuda>,
+    step: Mem<Cuda>,
+) -> Result<()> {
+    let (n, c) = (shape.n as usize, shape.c as usize);
+    let image = shape.h as usize * shape.w as usize * c;
+    if i32::try_from(image).is_err() || shape.pad < 0 {
+        return Err(Error::Internal(format!("augmentation of {shape:?}")));
+    }
+    let out = output::<f32>("out", out, n * image)?;
+    let images = input::<u8>("images", images, n * image)?;
+    let ids = input::<u32>("ids", ids, n)?;
+    let table = input::<f32>("table", table, c * 256)?;
+    let step = input::<StepParams>("step", step, 1)?;
+    // SAFETY: types as in augment.cu; lengths checked above, one image per block.
+    unsafe {
+        launch!(
+            cuda,
+            cuda.kernels.augment,
+            grid(n, 256)?,
+            out,
+            images,
+            ids,
+            table,
+            step,
+            shape
+        )
+    }
+}

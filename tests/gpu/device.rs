@@ -1,0 +1,48 @@
+//! The device under test.
+
+use l2b::device::cuda::{Cuda, devices, driver};
+use std::ffi::{CString, c_char, c_int};
+
+/// Whether the tests run on the emulator.
+pub fn emulated() -> bool {
+    cfg!(feature = "emulator") && std::env::var("L2B_TEST_DEVICE").as_deref() != Ok("cuda")
+}
+
+/// A device of its own: tests run side by side and share neither stream nor errors. None without any.
+pub fn open() -> Option<Cuda> {
+    if emulated() {
+        return Some(Cuda::emulator().expect("the emulator"));
+    }
+    if !devices().expect("listing the GPUs").gpus.is_empty() {
+        return Some(Cuda::new(0).expect("GPU 0"));
+    }
+    let required = std::env::var("L2B_REQUIRE_GPU").is_ok_and(|value| value == "1");
+    assert!(!required, "L2B_REQUIRE_GPU=1, and there is no device");
+    println!("skipped: no device");
+    None
+}
+
+/// The orders in which the emulator runs threads and blocks. A single order misses what another one shows.
+pub const ORDERS: [&str; 4] = ["forward", "reversed", "random:1", "random:2"];
+
+/// Sets the order of the calling thread's launches; does nothing on a GPU.
+pub fn set_order(order: &str) {
+    if emulated() {
+        let symbol = driver::emulator_symbol(c"l2b_emulator_set_order").expect("the emulator's control");
+        let order = CString::new(order).expect("no zero byte");
+        // SAFETY: declared so in kernels/emulator/driver.h; the string lives through the call.
+        let set: extern "C" fn(*const c_char) -> c_int = unsafe { std::mem::transmute(symbol) };
+        assert_eq!(set(order.as_ptr()), 1, "order {order:?}");
+    }
+}
+
+/// Runs a test in forward and in a random order (on a GPU once).
+pub fn in_orders(test: impl Fn(&Cuda)) {
+    let orders = if emulated() { &ORDERS[..3] } else { &ORDERS[..1] };
+    for order in orders.iter().filter(|order| **order != "reversed") {
+        if let Some(cuda) = open() {
+            set_order(order);
+            test(&cuda);
+        }
+    }
+}

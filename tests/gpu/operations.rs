@@ -1,0 +1,157 @@
+//! Every operation against the oracle: the very bodies that test the CPU device, over shapes around the kernels' tiles.
+
+use super::common::ops::{KINDS, Setup};
+use super::device::{in_orders, open, set_order};
+use l2b::device::{ConvShape, Device, Geometry, LossShape, PoolShape, Rows};
+
+fn conv(
+    n: i32,
+    (h, w): (i32, i32),
+    (c, k): (i32, i32),
+    (r, s): (i32, i32),
+    stride: i32,
+    pad: i32,
+) -> ConvShape {
+    ConvShape {
+        n,
+        h,
+        w,
+        c,
+        k,
+        r,
+        s,
+        stride,
+        pad,
+    }
+}
+
+/// Any channel counts: the scalar kernels.
+#[test]
+fn convolution_over_odd_channels() {
+    let shapes = [
+        conv(1, (1, 1), (1, 1), (1, 1), 1, 0),
+        conv(5, (5, 7), (3, 7), (3, 3), 1, 1),
+        conv(2, (5, 7), (7, 3), (3, 3), 2, 1),
+        conv(3, (5, 7), (1, 5), (5, 5), 1, 3),
+        conv(2, (7, 5), (3, 2), (2, 2), 3, 0),
+        conv(33, (1, 1), (7, 10), (1, 1), 1, 0),
+        conv(2, (6, 5), (5, 33), (3, 1), 1, 1),
+        conv(1, (9, 9), (33, 3), (7, 7), 2, 3),
+        conv(2, (4, 4), (2, 6), (1, 1), 2, 0),
+        conv(2, (5, 4), (3, 3), (1, 1), 3, 1),
+    ];
+    in_orders(|cuda| {
+        for (i, shape) in shapes.into_iter().enumerate() {
+            Setup::new(cuda).conv(shape, KINDS[i % 4]);
+        }
+    });
+}
+
+/// Channels in fours, one below, at and above the edges of the small tile, several slices of pixels.
+#[test]
+fn convolution_over_channels_in_fours() {
+    let shapes = [
+        conv(1, (1, 1), (4, 4), (1, 1), 1, 0),
+        conv(2, (5, 7), (8, 12), (3, 3), 1, 1),
+        conv(1, (8, 8), (16, 32), (3, 3), 1, 1),
+        conv(2, (9, 7), (12, 36), (3, 3), 2, 1),
+        conv(2, (6, 6), (36, 28), (1, 1), 2, 0),
+        conv(5, (1, 1), (64, 10), (1, 1), 1, 0),
+        conv(2, (7, 6), (4, 8), (2, 3), 3, 2),
+    ];
+    in_orders(|cuda| {
+        for (i, shape) in shapes.into_iter().enumerate() {
+            Setup::new(cuda).conv(shape, KINDS[3 - i % 4]);
+        }
+    });
+}
+
+/// Outputs large enough for the large tile: forward, tangent, contraction and filters, then backward-input. The oracle
+/// takes its time here, so there is one order, the one that shows more.
+#[test]
+fn convolution_on_the_large_tile() {
+    let Some(cuda) = open() else { return };
+    set_order("random:1");
+    let wide = conv(1, (128, 129), (4, 36), (1, 2), 1, 0);
+    let deep = conv(1, (129, 128), (36, 4), (2, 1), 1, 0);
+    for (shape, part) in [
+        (wide, "forward"),
+        (wide, "backward_weight"),
+        (deep, "backward_input"),
+    ] {
+        let plan = cuda.prepare(&Geometry::Conv(shape)).expect("prepare").algorithm;
+        assert!(
+            format!("{plan:?}").contains(&format!("{part}: Large")),
+            "{plan:?}"
+        );
+    }
+    Setup::new(&cuda).conv(wide, 3);
+    Setup::new(&cuda).conv(deep, 3);
+}
+
+#[test]
+fn sources_and_joins() {
+    in_orders(|cuda| {
+        for (rows, channels) in [(1, 1), (5, 3), (63, 7), (64, 4), (65, 33), (300, 8), (33000, 1)] {
+            Setup::new(cuda).rows(Rows { rows, channels });
+        }
+    });
+}
+
+#[test]
+fn pooling() {
+    let sizes = [
+        (1, 1, 1, 1),
+        (5, 7, 5, 7),
+        (5, 7, 2, 3),
+        (8, 8, 8, 8),
+        (4, 4, 2, 2),
+    ];
+    in_orders(|cuda| {
+        for (i, (h, w, r, s)) in sizes.into_iter().enumerate() {
+            for (n, c) in [(1, 7), (5, 4)] {
+                Setup::new(cuda).pool(PoolShape { n, h, w, c, r, s }, KINDS[(i + n as usize) % 4]);
+            }
+        }
+    });
+}
+
+#[test]
+fn norm_contraction() {
+    in_orders(|cuda| {
+        for (samples, pixels, channels) in [(1, 1, 1), (5, 35, 3), (33, 1, 7), (3, 300, 4)] {
+            let shape = Rows {
+                rows: (samples * pixels) as i32,
+                channels,
+            };
+            Setup::new(cuda).norm_contract(shape, samples);
+        }
+    });
+}
+
+#[test]
+fn loss() {
+    in_orders(|cuda| {
+        for (entries, classes) in [(1, 1), (1, 10), (5, 2), (33, 101), (129, 10)] {
+            Setup::new(cuda).loss(LossShape { entries, classes });
+        }
+    });
+}
+
+#[test]
+fn weights() {
+    in_orders(|cuda| {
+        for len in [1, 2, 66, 1500] {
+            Setup::new(cuda).weights(len);
+        }
+    });
+}
+
+#[test]
+fn optimizer() {
+    in_orders(|cuda| {
+        for len in [1, 7, 1024, 1027, 100_000] {
+            Setup::new(cuda).optimizer(len);
+        }
+    });
+}

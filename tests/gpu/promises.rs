@@ -1,0 +1,537 @@
+//! What a device promises beyond single operations: structs arrive field by field, masks and draws agree with the host
+//! bit for bit, runs repeat bit for bit in any order of threads, a recorded step replays, errors say what to do, and a
+//! whole step is the reference's.
+
+use super::common::{Operand, Random, fetch_raw, raw, reading, room, writing};
+use super::device::{ORDERS, emulated, in_orders, open, set_order};
+use super::fixtures::{self, Bound};
+use l2b::Error;
+use l2b::data::augment::Augment;
+use l2b::device::cuda::{Cuda, devices};
+use l2b::device::{
+    AugmentShape, Conv, ConvShape, Device, Epilogue, Geometry, LossShape, Norm, PoolShape, Rows, Source,
+    Statistics, StepParams, Sums, Tangent, Write,
+};
+use l2b::engine::InnerProduct;
+
+fn step_params() -> StepParams {
+    StepParams {
+        lr: 0.1,
+        lambda: 0.2,
+        eta: 1.5,
+        mu: 0.9,
+        weight_decay: 5e-4,
+        clip: 0.25,
+        seed: 0x0123_4567_89AB_CDEF,
+        step: 56,
+        reserved: 0,
+    }
+}
+
+fn plain(x: &Operand<Cuda>) -> Source<'_, <Cuda as Device>::Arena> {
+    Source {
+        x: x.mem(),
+        affine: None,
+        relu: false,
+    }
+}
+
+#[test]
+fn structs_arrive_field_by_field() {
+    let Some(cuda) = open() else { return };
+    let step = StepParams {
+        lr: 1.5,
+        lambda: 2.5,
+        eta: 3.5,
+        mu: 4.5,
+        weight_decay: 5.5,
+        clip: 6.5,
+        seed: 1 << 40 | 7,
+        step: 8,
+        reserved: 9,
+    };
+    let conv = ConvShape {
+        n: 10,
+        h: 11,
+        w: 12,
+        c: 13,
+        k: 14,
+        r: 15,
+        s: 16,
+        stride: 17,
+        pad: 18,
+    };
+    let rows = Rows {
+        rows: 19,
+        channels: 20,
+    };
+    let pool = PoolShape {
+        n: 21,
+        h: 22,
+        w: 23,
+        c: 24,
+        r: 25,
+        s: 26,
+    };
+    let loss = LossShape {
+        entries: 27,
+        classes: 28,
+    };
+    let augment = AugmentShape {
+        n: 29,
+        h: 30,
+        w: 31,
+        c: 32,
+        pad: 33,
+        flip: 34,
+        view: 35,
+    };
+    let got = cuda
+        .echo_shapes(step, (conv, rows, pool), (loss, augment))
+        .expect("echo");
+    let mut want: Vec<f64> = (1..=6).map(|i| f64::from(i) + 0.5).collect();
+    want.push((1u64 << 40 | 7) as f64);
+    want.extend((8..=35).map(f64::from));
+    assert_eq!(got, want);
+}
+
+/// Pre-activations within a few roundings of zero: every form of a source opens and closes the same elements, those that
+/// one fused multiply-add says.
+#[test]
+fn masks_agree_bit_for_bit() {
+    in_orders(|cuda| {
+        let random = &mut Random::new(1);
+        let shape = Rows {
+            rows: 32,
+            channels: 8,
+        };
+        let (mut a, mut c) = (random.range(8, 0.5, 2.0), random.range(8, -1.0, 1.0));
+        // One pre-activation that is exactly zero: closed.
+        (a[0], c[0]) = (0.5, -0.5);
+        let x: Vec<f64> = (0..shape.len())
+            .map(|i| {
+                let root = (-c[i % 8] / a[i % 8]) as f32;
+                f64::from(f32::from_bits(
+                    root.to_bits().wrapping_add((i / 8) as u32).wrapping_sub(16),
+                ))
+            })
+            .collect();
+        let open: Vec<bool> = (0..shape.len())
+            .map(|i| (a[i % 8] as f32).mul_add(x[i] as f32, c[i % 8] as f32) > 0.0)
+            .collect();
+        assert!(open.iter().any(|&open| open) && open.iter().any(|&open| !open));
+
+        let affine = [&a[..], &c[..], &[0.0; 8]].concat();
+        let (x, affine) = (
+            reading::<f32, Cuda>(cuda, &x),
+            reading::<f32, Cuda>(cuda, &affine),
+        );
+        let ones = reading::<f32, Cuda>(cuda, &vec![1.0; shape.len()]);
+        let zeros = reading::<f32, Cuda>(cuda, &vec![0.0; shape.len()]);
+        let source = Source {
+            x: x.mem(),
+            affine: Some(affine.mem()),
+            relu: true,
+        };
+        let none = Tangent {
+            tx: None,
+            slope: None,
+        };
+        let tangent = Tangent {
+            tx: Some(ones.mem()),
+            slope: None,
+        };
+        let masked = Epilogue {
+            mask: Some(source),
+            sums: Sums::None,
+        };
+        let pattern = |out: &Operand<Cuda>| -> Vec<bool> {
+            fetch_raw::<Cuda, f32>(cuda, out)
+                .iter()
+                .map(|&value| value != 0.0)
+                .collect()
+        };
+
+        let out = writing::<f32, Cuda>(cuda, shape.len());
+        cuda.join_forward(shape, out.mem(), source, plain(&zeros), Epilogue::none())
+            .expect("forward");
+        assert_eq!(pattern(&out), open, "forward");
+        cuda.join_tangent(
+            shape,
+            out.mem(),
+            (source, tangent),
+            (plain(&zeros), none),
+            Epilogue::none(),
+        )
+        .expect("tangent");
+        assert_eq!(pattern(&out), open, "tangent");
+        cuda.source_backward(
+            shape,
+            out.mem(),
+            Write::Set,
+            ones.mem(),
+            source,
+            None,
+            Epilogue::none(),
+        )
+        .expect("adjoint");
+        assert_eq!(pattern(&out), open, "adjoint");
+        cuda.source_backward(shape, out.mem(), Write::Set, ones.mem(), plain(&x), None, masked)
+            .expect("mask");
+        assert_eq!(pattern(&out), open, "mask of an epilogue");
+
+        // A 1x1 convolution with the identity reads the source as it is.
+        let conv_shape = ConvShape {
+            n: 32,
+            h: 1,
+            w: 1,
+            c: 8,
+            k: 8,
+            r: 1,
+            s: 1,
+            stride: 1,
+            pad: 0,
+        };
+        let prepared = cuda.prepare(&Geometry::Conv(conv_shape)).expect("prepare");
+        let scratch = room(cuda, prepared.scratch_bytes);
+        let identity: Vec<f64> = (0..64).map(|i| f64::from(u8::from(i / 8 == i % 8))).collect();
+        let (identity, nothing) = (
+            reading::<f32, Cuda>(cuda, &identity),
+            reading::<f32, Cuda>(cuda, &[0.0; 64]),
+        );
+        let conv = Conv {
+            shape: &conv_shape,
+            prepared: &prepared,
+            x: source,
+            saved: scratch.mem(),
+            scratch: scratch.mem(),
+        };
+        cuda.conv_forward(conv, out.mem(), identity.mem(), None, Epilogue::none())
+            .expect("conv");
+        assert_eq!(pattern(&out), open, "convolution");
+        cuda.conv_tangent(
+            conv,
+            out.mem(),
+            tangent,
+            identity.mem(),
+            nothing.mem(),
+            None,
+            Epilogue::none(),
+        )
+        .expect("conv tangent");
+        assert_eq!(pattern(&out), open, "convolution's tangent");
+    });
+}
+
+/// The kernel draws what the host draws and looks values up in the host's table.
+#[test]
+fn augmentation_is_the_hosts() {
+    in_orders(|cuda| {
+        for (n, h, w, c, pad, flip) in [
+            (5, 8, 8, 1, 1, 0),
+            (33, 5, 7, 3, 4, 1),
+            (2, 1, 1, 7, 0, 1),
+            (3, 6, 4, 2, 0, 0),
+        ] {
+            let random = &mut Random::new(4);
+            let len = n * h * w * c;
+            let images: Vec<u8> = (0..len).map(|_| random.below(256) as u8).collect();
+            let ids: Vec<u32> = (0..n).map(|_| random.below(50_000) as u32).collect();
+            let table: Vec<f32> = random
+                .values(c * 256)
+                .into_iter()
+                .map(|value| value as f32)
+                .collect();
+            let step = step_params();
+            let view = 257;
+            let mut want = vec![0.0f32; len];
+            Augment {
+                seed: step.seed,
+                time: step.step,
+                view,
+                pad,
+                flip,
+                channels: c as u32,
+                height: h as u32,
+                width: w as u32,
+            }
+            .apply(&mut want, &images, &ids, &table)
+            .expect("host");
+
+            let shape = AugmentShape {
+                n: n as i32,
+                h: h as i32,
+                w: w as i32,
+                c: c as i32,
+                pad: pad as i32,
+                flip: flip as i32,
+                view: view as i32,
+            };
+            let out = writing::<f32, Cuda>(cuda, len);
+            let (images, ids, table, step) = (
+                raw(cuda, &images),
+                raw(cuda, &ids),
+                raw(cuda, &table),
+                raw(cuda, &[step]),
+            );
+            cuda.augment(shape, out.mem(), images.mem(), ids.mem(), table.mem(), step.mem())
+                .expect("augment");
+            assert_eq!(fetch_raw::<Cuda, f32>(cuda, &out), want, "{shape:?}");
+        }
+    });
+}
+
+/// A small network's step by hand: convolution with sums, batch-norm, gradients, clipped update.
+struct Step<'a> {
+    cuda: &'a Cuda,
+    shape: ConvShape,
+    operands: Vec<Operand<Cuda>>,
+    params: Operand<Cuda>,
+}
+
+impl<'a> Step<'a> {
+    fn new(cuda: &'a Cuda) -> Self {
+        let random = &mut Random::new(9);
+        let shape = ConvShape {
+            n: 4,
+            h: 6,
+            w: 5,
+            c: 4,
+            k: 8,
+            r: 3,
+            s: 3,
+            stride: 1,
+            pad: 1,
+        };
+        let rows = Rows {
+            rows: 120,
+            channels: 8,
+        };
+        let norm_len = shape.w_len().next_multiple_of(64);
+        let scratch = cuda
+            .prepare(&Geometry::Conv(shape))
+            .expect("prepare")
+            .scratch_bytes;
+        let mut operands: Vec<Operand<Cuda>> = Vec::new();
+        for len in [shape.x_len(), shape.w_len(), shape.w_len(), 8, 8, 8, 8] {
+            operands.push(reading::<f32, Cuda>(cuda, &random.range(len, 0.1, 1.0)));
+        }
+        for len in [shape.y_len(), 16, 24, 16, shape.w_len(), 1, shape.y_len()] {
+            operands.push(reading::<f32, Cuda>(cuda, &vec![0.0; len]));
+        }
+        for bytes in [
+            cuda.partials_bytes(rows),
+            scratch,
+            cuda.gradient_norm_scratch_bytes(norm_len),
+        ] {
+            operands.push(room(cuda, bytes));
+        }
+        Step {
+            cuda,
+            shape,
+            operands,
+            params: raw(cuda, &[step_params()]),
+        }
+    }
+
+    fn run(&self) -> l2b::Result<()> {
+        let [
+            x,
+            w,
+            buf,
+            gamma,
+            beta,
+            mean,
+            var,
+            y,
+            statistics,
+            affine,
+            slope,
+            dw,
+            norm,
+            z,
+            partials,
+            scratch,
+            squares,
+        ] = &self.operands[..]
+        else {
+            unreachable!("17 operands")
+        };
+        let (cuda, shape) = (self.cuda, self.shape);
+        let prepared = cuda.prepare(&Geometry::Conv(shape))?;
+        let conv = Conv {
+            shape: &shape,
+            prepared: &prepared,
+            x: plain(x),
+            saved: scratch.mem(),
+            scratch: scratch.mem(),
+        };
+        let rows = Rows {
+            rows: 120,
+            channels: 8,
+        };
+        let sums = Sums::Moments {
+            partials: partials.mem(),
+        };
+        cuda.conv_forward(conv, y.mem(), w.mem(), None, Epilogue { mask: None, sums })?;
+        let batch_norm = Norm {
+            shape: rows,
+            eps: 1e-5,
+            momentum: 0.1,
+            gamma: gamma.mem(),
+            beta: beta.mem(),
+            running_mean: mean.mem(),
+            running_var: var.mem(),
+            statistics: statistics.mem(),
+            affine: affine.mem(),
+            slope: slope.mem(),
+            partials: partials.mem(),
+        };
+        cuda.norm_forward(batch_norm, Statistics::Batch { update: true })?;
+        let normal = Source {
+            x: y.mem(),
+            affine: Some(affine.mem()),
+            relu: true,
+        };
+        cuda.join_forward(rows, z.mem(), normal, plain(y), Epilogue::none())?;
+        cuda.conv_backward_weight(conv, dw.mem(), None, Write::Set, z.mem())?;
+        cuda.gradient_norm(norm.mem(), dw.mem(), squares.mem())?;
+        cuda.sgd(w.mem(), buf.mem(), dw.mem(), norm.mem(), self.params.mem())
+    }
+
+    /// Bits of everything that lasts: parameters, momentum, statistics, and what was computed on the way.
+    fn bits(&self) -> Vec<Vec<u32>> {
+        self.operands[..14]
+            .iter()
+            .map(|operand| fetch_raw::<Cuda, u32>(self.cuda, operand))
+            .collect()
+    }
+
+    fn set(&self, params: StepParams) {
+        self.cuda
+            .upload(self.params.mem(), bytemuck::bytes_of(&params))
+            .expect("upload");
+    }
+}
+
+#[test]
+fn a_recorded_step_replays_the_same_bits() {
+    in_orders(|cuda| {
+        let (direct, recorded) = (Step::new(cuda), Step::new(cuda));
+        let before = recorded.bits();
+        let mut graph = cuda.capture(|| recorded.run()).expect("capture");
+        assert_eq!(recorded.bits(), before, "recording runs nothing");
+        for lr in [0.1, 0.1, 0.0, 0.03] {
+            let params = StepParams { lr, ..step_params() };
+            direct.set(params);
+            direct.run().expect("step");
+            recorded.set(params);
+            graph.launch().expect("replay");
+            assert_eq!(recorded.bits(), direct.bits(), "lr {lr}");
+        }
+        assert_ne!(recorded.bits(), before);
+    });
+}
+
+#[test]
+fn a_failed_recording_leaves_the_device_usable() {
+    in_orders(|cuda| {
+        let step = Step::new(cuda);
+        let error = cuda
+            .capture(|| Err(Error::Internal("on purpose".into())))
+            .err()
+            .expect("an error");
+        assert!(error.to_string().contains("on purpose"), "{error}");
+        step.run().expect("step");
+        cuda.synchronize().expect("synchronize");
+    });
+}
+
+/// One step of the method, twice in each order of threads and blocks.
+#[test]
+fn runs_repeat_bit_for_bit() {
+    for (case, inner) in [
+        ("batch-momentum-w5", InnerProduct::Tangent),
+        ("frozen-plain-w5", InnerProduct::Contraction),
+        ("batch-momentum-w16", InnerProduct::Tangent),
+    ] {
+        let input = fixtures::input(case);
+        let mut first = None;
+        for order in ORDERS {
+            let Some(cuda) = open() else { return };
+            set_order(order);
+            let folder = tempfile::tempdir().expect("a folder");
+            let output = folder.path().join("out.safetensors");
+            l2b::meta_step::run(cuda, &input, &output, inner).expect("meta step");
+            let bytes = std::fs::read(&output).expect("output");
+            assert!(
+                *first.get_or_insert(bytes.clone()) == bytes,
+                "{case} in order {order}"
+            );
+        }
+    }
+}
+
+/// Logits, inner products, weights, gradients and the updated model against double backprop in another framework.
+#[test]
+fn a_whole_step_is_the_reference() {
+    for case in fixtures::cases() {
+        let Some(cuda) = open() else { return };
+        fixtures::check(cuda, &case, InnerProduct::Tangent, Bound::F32 { floor: 2e-5 });
+    }
+}
+
+#[test]
+fn the_contraction_is_the_reference_where_samples_are_uncoupled() {
+    for case in fixtures::cases()
+        .into_iter()
+        .filter(|case| case.starts_with("frozen"))
+    {
+        let Some(cuda) = open() else { return };
+        fixtures::check(cuda, &case, InnerProduct::Contraction, Bound::F32 { floor: 2e-5 });
+    }
+}
+
+#[test]
+fn errors_say_what_to_do() {
+    let Some(cuda) = open() else {
+        let error = Cuda::new(0).expect_err("no device");
+        assert_eq!(error.exit_code(), 4);
+        assert!(error.to_string().contains("hint"), "{error}");
+        return;
+    };
+    let error = cuda.alloc(1 << 45).err().expect("no GPU has 32 TiB");
+    assert_eq!(error.exit_code(), 4);
+    let text = error.to_string();
+    assert!(
+        text.contains("33554432.0 MiB needed") && text.contains("free") && text.contains("batch"),
+        "{text}"
+    );
+
+    let (short, long) = (room(&cuda, 16), room(&cuda, 32));
+    let rows = Rows { rows: 2, channels: 4 };
+    let error = cuda.join_forward(rows, short.mem(), plain(&long), plain(&long), Epilogue::none());
+    assert!(error.expect_err("too short").to_string().contains("operand y"));
+    assert!(cuda.copy(short.mem(), long.mem()).is_err());
+    assert!(cuda.upload(short.mem(), &[0; 15]).is_err());
+
+    let error = Cuda::new(99).expect_err("no such GPU").to_string();
+    assert!(error.contains("cuda:99") && error.contains("hint"), "{error}");
+}
+
+#[test]
+fn devices_are_listed() {
+    let Some(cuda) = open() else { return };
+    let listing = devices().expect("listing");
+    let gpu = &listing.gpus[0];
+    assert!(
+        listing.driver >= Some((13, 0)) && gpu.capability >= (8, 0) && gpu.memory > 1 << 30,
+        "{listing:?}"
+    );
+    let name = if emulated() {
+        "emulator".to_owned()
+    } else {
+        format!("cuda:0 ({})", gpu.name)
+    };
+    assert_eq!(cuda.name(), name);
+}
