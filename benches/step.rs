@@ -95,15 +95,31 @@ fn main() {
 
 fn run(case: &Case, windows: usize) {
     let cpu = Cpu::<f32>::new(None).expect("threads");
-    let model = Model::new(&cpu, case.architecture.program().expect("a valid network"), Init::He, 1).expect("memory");
-    let mut engine =
-        Engine::new(cpu, model, EngineOptions::default(), &[case.batch], Reuse::ByLifetime).expect("memory");
+    let model = Model::new(
+        &cpu,
+        case.architecture.program().expect("a valid network"),
+        Init::He,
+        1,
+    )
+    .expect("memory");
+    let mut engine = Engine::new(
+        cpu,
+        model,
+        EngineOptions::default(),
+        &[case.batch],
+        Reuse::ByLifetime,
+    )
+    .expect("memory");
     let pixels = case.architecture.in_channels * case.architecture.image_size.iter().product::<usize>();
     let mut stream = Stream::new(1, Purpose::Init).view(1);
     for slot in [Slot::Train, Slot::Meta] {
-        let images: Vec<f64> = (0..case.batch * pixels).map(|_| 2.0 * stream.uniform_f64() - 1.0).collect();
+        let images: Vec<f64> = (0..case.batch * pixels)
+            .map(|_| 2.0 * stream.uniform_f64() - 1.0)
+            .collect();
         let labels: Vec<i32> = (0..case.batch).map(|_| stream.below(10) as i32).collect();
-        engine.feed(slot, Images::Values(&images), &labels).expect("a planned batch");
+        engine
+            .feed(slot, Images::Values(&images), &labels)
+            .expect("a planned batch");
     }
     // Warm up, and check that what is timed computes something.
     for (_, objective) in OBJECTIVES {

@@ -19,20 +19,25 @@ pub fn build(sources: &[Source], out: &Path) -> Result<(), String> {
     }
     let fatbin = out.join("kernels.fatbin");
     let named = std::env::var("L2B_CUDA_ARCH").ok().filter(|a| !a.is_empty());
+    let none = || {
+        println!("cargo:rustc-env=L2B_FATBIN_ARCHITECTURES=");
+        std::fs::write(&fatbin, []).map_err(|e| format!("{}: {e}", fatbin.display()))
+    };
     if named.as_deref() == Some("none") {
-        return std::fs::write(&fatbin, []).map_err(|e| format!("{}: {e}", fatbin.display()));
+        return none();
     }
     let Some(nvcc) = find_nvcc()? else {
         println!(
             "cargo:warning=no nvcc: this build holds no kernels for a GPU; \
              run scripts/cuda-toolchain, or set L2B_NVCC or CUDA_HOME"
         );
-        return std::fs::write(&fatbin, []).map_err(|e| format!("{}: {e}", fatbin.display()));
+        return none();
     };
 
     let unit = out.join("kernels.cu");
     cache::write_if_changed(&unit, &translation_unit(sources)?);
     let architectures = named.unwrap_or(DEFAULT_ARCHITECTURES.into());
+    println!("cargo:rustc-env=L2B_FATBIN_ARCHITECTURES={architectures}");
     let mut arguments: Vec<String> = [
         "-fatbin",
         "-std=c++17",

@@ -1,5 +1,5 @@
 // Batch-norm as a pending affine map: per-channel sums of a stored tensor in tiles of rows, and the small kernels that
-// finish them into A, C (forward), B, D (tangent and adjoint), dgamma, dbeta and running statistics. The normalisation
+// finish them into A, C, M (forward), B, D (tangent and adjoint), dgamma, dbeta and running statistics. The normalisation
 // itself happens where the tensor is read (source.cuh). x̂ = (x - mean)·rstd.
 // All sums are merged in one fixed order: rows of a lane, lanes of a tile, tiles of a lane, lanes.
 #include "shapes.cuh"
@@ -141,19 +141,20 @@ extern "C" __global__ void __launch_bounds__(256) column_sums(float* out, const 
   if (threadIdx.y == 0 && c < channels) out[c] = add ? out[c] + sum : sum;
 }
 
-// A = gamma·rstd, C = beta - mean·A, and the statistics they come from.
+// A = gamma·rstd, C = beta, M = mean, and the statistics they come from.
 __device__ __forceinline__ void set_affine(float* statistics, float* affine, float mean, float variance, float gamma,
                                            float beta, float eps, int channels, int c) {
-  const float rstd = 1.0f / sqrtf(variance + eps), scale = gamma * rstd;
+  const float rstd = 1.0f / sqrtf(variance + eps);
   statistics[c] = mean;
   statistics[channels + c] = rstd;
-  affine[c] = scale;
-  affine[channels + c] = __fmaf_rn(-mean, scale, beta);
+  affine[c] = gamma * rstd;
+  affine[channels + c] = beta;
+  affine[2 * channels + c] = mean;
 }
 
-// mean, rstd = 1/sqrt(biased variance + eps), A = gamma·rstd, C = beta - mean·A from the batch;
+// mean, rstd = 1/sqrt(biased variance + eps), A = gamma·rstd, C = beta, M = mean from the batch;
 // with update: running += momentum·(batch - running), the variance unbiased: m2/max(rows - 1, 1)
-// statistics, affine [2][C]; running_* , gamma, beta [C]; partials [ceil(rows/tile_rows)][2][C]
+// statistics [2][C]; affine [3][C]; running_*, gamma, beta [C]; partials [ceil(rows/tile_rows)][2][C]
 // grid: ceil(C/32) blocks of 32 x 8; a block owns 32 channels
 // rows >= 1
 extern "C" __global__ void __launch_bounds__(256)
@@ -180,8 +181,8 @@ extern "C" __global__ void __launch_bounds__(256)
   }
 }
 
-// mean, rstd, A, C from the running statistics
-// statistics, affine [2][C]; running_mean, running_var, gamma, beta [C]
+// mean, rstd, A, C, M from the running statistics
+// statistics [2][C]; affine [3][C]; running_mean, running_var, gamma, beta [C]
 // grid: ceil(C/256) blocks of 256; a thread owns one channel
 // C any
 extern "C" __global__ void __launch_bounds__(256)
@@ -194,8 +195,8 @@ extern "C" __global__ void __launch_bounds__(256)
   }
 }
 
-// B = (tgamma - gamma·rstd·mean(tx·x̂))·rstd, D = tbeta - A·mean(tx) - B·mean; both means 0 unless batch
-// slope [2][C]; partials [ceil(rows/tile_rows)][2][C]; statistics, affine [2][C]; tgamma, tbeta [C]
+// B = (tgamma - gamma·rstd·mean(tx·x̂))·rstd, D = tbeta - A·mean(tx); both means 0 unless batch
+// slope, statistics [2][C]; partials [ceil(rows/tile_rows)][2][C]; affine [3][C]; tgamma, tbeta [C]
 // grid: ceil(C/32) blocks of 32 x 8; a block owns 32 channels
 // rows >= 1
 extern "C" __global__ void __launch_bounds__(256)
@@ -205,15 +206,14 @@ extern "C" __global__ void __launch_bounds__(256)
   const int c = block_channel(), channels = shape.channels;
   const float2 sum = add_tiles(partials, channels, c, batch ? ceil_div(shape.rows, tile_rows) : 0);
   if (threadIdx.y == 0 && c < channels) {
-    const float mean = statistics[c], rstd = statistics[channels + c], scale = affine[c];
-    const float b = (tgamma[c] - scale * (sum.y / shape.rows)) * rstd;
-    slope[c] = b;
-    slope[channels + c] = tbeta[c] - scale * (sum.x / shape.rows) - b * mean;
+    const float rstd = statistics[channels + c], scale = affine[c];
+    slope[c] = (tgamma[c] - scale * (sum.y / shape.rows)) * rstd;
+    slope[channels + c] = tbeta[c] - scale * (sum.x / shape.rows);
   }
 }
 
-// dgamma (+)= sum d·x̂, dbeta (+)= sum d; B = -A·rstd·(sum d·x̂)/rows, D = -A·(sum d)/rows - B·mean, both 0 unless batch
-// slope [2][C]; dgamma, dbeta [C]; partials [ceil(rows/tile_rows)][2][C]; statistics, affine [2][C]
+// dgamma (+)= sum d·x̂, dbeta (+)= sum d; B = -A·rstd·(sum d·x̂)/rows, D = -A·(sum d)/rows, both 0 unless batch
+// slope [2][C]; dgamma, dbeta [C]; partials [ceil(rows/tile_rows)][2][C]; statistics [2][C]; affine [3][C]
 // grid: ceil(C/32) blocks of 32 x 8; a block owns 32 channels
 // rows >= 1
 extern "C" __global__ void __launch_bounds__(256)
@@ -223,10 +223,9 @@ extern "C" __global__ void __launch_bounds__(256)
   const int c = block_channel(), channels = shape.channels;
   const float2 sum = add_tiles(partials, channels, c, ceil_div(shape.rows, tile_rows));
   if (threadIdx.y == 0 && c < channels) {
-    const float mean = statistics[c], rstd = statistics[channels + c], scale = affine[c];
-    const float b = batch ? -scale * rstd * (sum.y / shape.rows) : 0.0f;
-    slope[c] = b;
-    slope[channels + c] = batch ? -scale * (sum.x / shape.rows) - b * mean : 0.0f;
+    const float rstd = statistics[channels + c], scale = affine[c];
+    slope[c] = batch ? -scale * rstd * (sum.y / shape.rows) : 0.0f;
+    slope[channels + c] = batch ? -scale * (sum.x / shape.rows) : 0.0f;
     dgamma[c] = add ? dgamma[c] + sum.y : sum.y;
     dbeta[c] = add ? dbeta[c] + sum.x : sum.x;
   }

@@ -1,15 +1,15 @@
-// A Source: relu(A·x + C), pending on a stored tensor x [rows][channels], and its three evaluation forms
-//   forward   relu(A·x + C)
-//   tangent   mask·(A·tx + B·x + D)
-//   adjoint   A·mask·d + B·x + D
-// with mask = not (A·x + C <= 0), so that a NaN stays visible. Every rounding is written out: wherever a mask is
+// A Source: relu(A·(x - M) + C), pending on a stored tensor x [rows][channels], and its three evaluation forms
+//   forward   relu(A·(x - M) + C)
+//   tangent   mask·(A·tx + B·(x - M) + D)
+//   adjoint   A·mask·d + B·(x - M) + D
+// with mask = not (A·(x - M) + C <= 0), so that a NaN stays visible. Every rounding is written out: wherever a mask is
 // recomputed it has the same bits. Twins of Source and Tangent in src/device/cuda/memory.rs.
 #pragma once
 #include "common.cuh"
 
 struct Source {
   const float* x;       // [rows][channels]; as a mask: null for none
-  const float* affine;  // [2][channels]: A, C; null: the identity
+  const float* affine;  // [3][channels]: A, C, M; null: the identity
   int relu;
   int reserved;
 };
@@ -22,10 +22,21 @@ struct Tangent {
 static_assert(sizeof(Source) == 24, "twin of KernelSource");
 static_assert(sizeof(Tangent) == 16, "twin of KernelTangent");
 
-// A·x + C of W channels from c on: what the mask looks at.
+// x - M of W channels from c on.
+template <int W>
+__device__ __forceinline__ Pack<W> source_centre(const Source& s, int channels, int c, Pack<W> x) {
+  if (s.affine != nullptr) {
+    const Pack<W> centre = load_pack<W>(s.affine + 2 * channels + c);
+    UNROLL for (int i = 0; i < W; i++) x.v[i] = __fsub_rn(x.v[i], centre.v[i]);
+  }
+  return x;
+}
+
+// A·(x - M) + C of W channels from c on: what the mask looks at.
 template <int W>
 __device__ __forceinline__ Pack<W> source_linear(const Source& s, int channels, int c, Pack<W> x) {
   if (s.affine != nullptr) {
+    x = source_centre<W>(s, channels, c, x);
     const Pack<W> scale = load_pack<W>(s.affine + c), shift = load_pack<W>(s.affine + channels + c);
     UNROLL for (int i = 0; i < W; i++) x.v[i] = __fmaf_rn(scale.v[i], x.v[i], shift.v[i]);
   }
@@ -53,14 +64,15 @@ __device__ __forceinline__ Pack<W> source_mask(const Source& s, int channels, in
   return v;
 }
 
-// A·v + (B·x + D); a missing A is 1, a missing slope 0.
+// A·v + (B·(x - M) + D); a missing A is 1, a missing M and a missing slope 0.
 template <int W>
 __device__ __forceinline__ Pack<W> source_slope(const Source& s, const float* slope, int channels, int c,
                                                 const Pack<W>& x, Pack<W> v) {
   Pack<W> base = {};
   if (slope != nullptr) {
     const Pack<W> b = load_pack<W>(slope + c), d = load_pack<W>(slope + channels + c);
-    UNROLL for (int i = 0; i < W; i++) base.v[i] = __fmaf_rn(b.v[i], x.v[i], d.v[i]);
+    const Pack<W> u = source_centre<W>(s, channels, c, x);
+    UNROLL for (int i = 0; i < W; i++) base.v[i] = __fmaf_rn(b.v[i], u.v[i], d.v[i]);
   }
   if (s.affine != nullptr) {
     const Pack<W> scale = load_pack<W>(s.affine + c);

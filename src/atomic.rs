@@ -4,7 +4,7 @@
 use crate::{Error, Result};
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -13,9 +13,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 /// # Errors
 /// `Io`, naming the target; the temporary file is removed.
 pub fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
-    let temporary = temporary_sibling(path);
-    let write = || {
-        let mut file = File::create_new(&temporary)?;
+    let (temporary, mut file) = beside(path, |path| File::create_new(path))?;
+    let mut write = || {
         file.write_all(bytes)?;
         file.sync_all()?;
         fs::rename(&temporary, path)?;
@@ -51,8 +50,7 @@ impl NewFolder {
             ));
         }
         fs::create_dir_all(parent(target)).map_err(|e| Error::io(parent(target), e))?;
-        let temporary = temporary_sibling(target);
-        fs::create_dir(&temporary).map_err(|e| Error::io(&temporary, e))?;
+        let (temporary, ()) = beside(target, |path| fs::create_dir(path))?;
         Ok(NewFolder {
             temporary,
             target: target.to_owned(),
@@ -101,14 +99,22 @@ fn parent(path: &Path) -> &Path {
     }
 }
 
-/// `.NAME.tmp-PROCESS-NUMBER` beside `path`: the same file system, so that the rename is one step.
-fn temporary_sibling(path: &Path) -> PathBuf {
+/// Makes something new called `.NAME.tmp-PROCESS-NUMBER` beside `path`: on the same file system, so that the rename is
+/// one step. Names left by a killed process of the same number (usual in containers) are passed over.
+fn beside<T>(path: &Path, make: impl Fn(&Path) -> std::io::Result<T>) -> Result<(PathBuf, T)> {
     static NUMBER: AtomicU32 = AtomicU32::new(0);
-    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-    let mut name = OsString::from(".");
-    name.push(path.file_name().unwrap_or_default());
-    name.push(format!(".tmp-{}-{number}", std::process::id()));
-    parent(path).join(name)
+    loop {
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let mut name = OsString::from(".");
+        name.push(path.file_name().unwrap_or_default());
+        name.push(format!(".tmp-{}-{number}", std::process::id()));
+        let temporary = parent(path).join(name);
+        match make(&temporary) {
+            Ok(made) => return Ok((temporary, made)),
+            Err(e) if e.kind() == ErrorKind::AlreadyExists => {}
+            Err(e) => return Err(Error::io(path, e)),
+        }
+    }
 }
 
 /// A rename is on disk only once its folder is.
@@ -141,6 +147,25 @@ mod tests {
         fs::create_dir(&blocked).unwrap();
         assert_eq!(write_file(&blocked, b"x").unwrap_err().exit_code(), 1);
         assert_eq!(names(folder.path()).len(), 2);
+    }
+
+    #[test]
+    fn leftovers_of_a_killed_process_are_passed_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let leftover = |number| {
+            folder
+                .path()
+                .join(format!(".a.tmp-{}-{number}", std::process::id()))
+        };
+        (0..200).for_each(|number| fs::write(leftover(number), "half").unwrap());
+        write_file(&folder.path().join("a"), b"whole").unwrap();
+        NewFolder::create(&folder.path().join("b"))
+            .unwrap()
+            .commit()
+            .unwrap();
+        assert_eq!(fs::read(folder.path().join("a")).unwrap(), b"whole");
+        assert_eq!(fs::read(leftover(0)).unwrap(), b"half");
+        assert_eq!(names(folder.path()).len(), 202);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use crate::device::{
     AugmentShape, Device, Element, Layout, LossShape, Mem, Normalise, Region, Statistics, StepParams, Targets,
 };
 use crate::model::{Model, read};
-use crate::net::{Pass, Plan, Reuse};
+use crate::net::{Pass, Plan, Program, Reuse};
 use crate::{Error, Result};
 
 /// Where v = ∇f_val is taken.
@@ -118,6 +118,71 @@ pub(crate) struct Entries {
     pub bootstrap_pseudo: Region,
 }
 
+impl Entries {
+    /// Places for a batch of `size`, and the bytes they take.
+    fn layout(size: usize, real: usize) -> (Self, usize) {
+        let mut layout = Layout::default();
+        let mut row = |count: usize| layout.push(count * real);
+        let entries = Entries {
+            loss_real: row(size),
+            loss_pseudo: row(size),
+            loss_meta: row(size),
+            raw: row(2 * size),
+            weights: row(2 * size),
+            gradient_norm: row(1),
+            ones: row(size),
+            uniform: row(size),
+            bootstrap_real: row(size),
+            bootstrap_pseudo: row(size),
+            pseudo: layout.push(size * size_of::<i32>()),
+        };
+        (entries, layout.bytes())
+    }
+}
+
+/// Places of images, ids and labels of one input, and the bytes they take.
+fn feed_layout(program: &Program, largest: usize, act: usize) -> ([Region; 3], usize) {
+    let mut layout = Layout::default();
+    let image = program.rows(program.input(), 1).len();
+    let regions = [
+        layout.push(largest * image * act),
+        layout.push(largest * size_of::<u32>()),
+        layout.push(largest * size_of::<i32>()),
+    ];
+    (regions, layout.bytes())
+}
+
+/// Device memory that an engine for batches of these sizes will hold, its model included: what [`Engine::bytes`] says
+/// once it exists.
+pub fn required_bytes<D: Device>(
+    device: &D,
+    program: &Program,
+    sizes: &[usize],
+    reuse: Reuse,
+) -> Result<usize> {
+    let (act, real) = (size_of::<D::Act>(), size_of::<D::Real>());
+    let (_, flat) = program.param_layout(real);
+    let (_, running) = program.running_layout(real);
+    let mut arena = 0;
+    let mut entries = 0;
+    for &size in sizes {
+        arena = arena.max(Plan::new(program, device, size, reuse)?.bytes);
+        entries += Entries::layout(size, real).1;
+    }
+    let largest = sizes.iter().copied().max().unwrap_or(0);
+    let (_, feed) = feed_layout(program, largest, act);
+    let table = program.values[program.input()].channels * 256 * act;
+    // θ, momentum, gradient, v, θ̂; two inputs.
+    Ok(arena
+        + entries
+        + 5 * flat
+        + running
+        + device.gradient_norm_scratch_bytes(flat / real)
+        + size_of::<StepParams>()
+        + table
+        + 2 * feed)
+}
+
 pub(crate) struct Batch<D: Device> {
     pub plan: Plan<D::Algorithm>,
     pub entries: Entries,
@@ -206,22 +271,8 @@ impl<D: Device> Engine<D> {
         for &size in sizes {
             let plan = Plan::new(program, &device, size, reuse)?;
             arena_bytes = arena_bytes.max(plan.bytes);
-            let mut layout = Layout::default();
-            let mut row = |count: usize| layout.push(count * real);
-            let entries = Entries {
-                loss_real: row(size),
-                loss_pseudo: row(size),
-                loss_meta: row(size),
-                raw: row(2 * size),
-                weights: row(2 * size),
-                gradient_norm: row(1),
-                ones: row(size),
-                uniform: row(size),
-                bootstrap_real: row(size),
-                bootstrap_pseudo: row(size),
-                pseudo: layout.push(size * size_of::<i32>()),
-            };
-            let entry_arena = alloc(layout.bytes())?;
+            let (entries, entry_bytes) = Entries::layout(size, real);
+            let entry_arena = alloc(entry_bytes)?;
             let n = size as f64;
             for (region, value) in [
                 (entries.ones, 1.0),
@@ -252,14 +303,10 @@ impl<D: Device> Engine<D> {
         let channels = program.values[program.input()].channels;
         let table = alloc(channels * 256 * act)?;
         let largest = sizes.iter().copied().max().unwrap_or(0);
-        let image = program.rows(program.input(), 1).len();
         let mut feed = || -> Result<Feed<D>> {
-            let mut layout = Layout::default();
-            let images = layout.push(largest * image * act);
-            let ids = layout.push(largest * size_of::<u32>());
-            let labels = layout.push(largest * size_of::<i32>());
+            let ([images, ids, labels], bytes) = feed_layout(program, largest, act);
             Ok(Feed {
-                arena: alloc(layout.bytes())?,
+                arena: alloc(bytes)?,
                 images,
                 ids,
                 labels,

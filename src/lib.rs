@@ -1,15 +1,25 @@
 pub mod arch;
 pub mod atomic;
 pub mod commands;
+pub mod compare;
+pub mod config;
 pub mod data;
 pub mod device;
 pub mod engine;
+pub mod epoch_log;
 pub mod error;
+pub mod evaluate;
 mod layer;
 pub mod meta_step;
 pub mod model;
 pub mod net;
 pub mod random;
+pub mod run_folder;
+pub mod schedule;
 pub mod step;
+pub mod task;
+pub mod tensor_file;
+pub mod train;
+pub mod weights;
 
 pub use error::{Error, Result};

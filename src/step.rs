@@ -30,6 +30,16 @@ pub enum Objective {
 }
 
 impl Objective {
+    /// Its name in files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Objective::CrossEntropy => "cross_entropy",
+            Objective::Bootstrap => "bootstrap",
+            Objective::Reweight => "reweight",
+            Objective::L2b => "l2b",
+        }
+    }
+
     /// Whether weights come from a meta batch.
     pub fn is_meta(self) -> bool {
         matches!(self, Objective::Reweight | Objective::L2b)

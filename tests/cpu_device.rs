@@ -3,8 +3,12 @@
 mod common;
 
 use common::ops::{KINDS, Setup};
+use common::{Random, fetch, fetch_raw, reading, room, writing};
 use l2b::device::cpu::Cpu;
-use l2b::device::{ConvShape, LossShape, PoolShape, Rows};
+use l2b::device::{
+    AugmentShape, Conv, ConvShape, Device, Epilogue, Geometry, LossShape, PoolShape, Region, Rows, Source,
+    Statistics, Sums, Tangent, Write,
+};
 
 fn setups(test: impl Fn(&Setup<Cpu<f32>>), test64: impl Fn(&Setup<Cpu<f64>>)) {
     test(&Setup::new(&Cpu::new(Some(2)).expect("threads")));
@@ -149,4 +153,210 @@ fn optimizer() {
     both!(setup => for len in [1, 7, 16383, 16384, 16385, 100_000] {
         setup.optimizer(len);
     });
+}
+
+#[test]
+fn augmentation() {
+    both!(setup => for (n, h, w, c) in [(1, 1, 1, 1), (5, 5, 7, 3), (33, 8, 8, 1)] {
+        for (pad, flip, view) in [(0, 0, 0), (2, 0, 1), (0, 1, 256), (4, 1, 65535)] {
+            setup.augment(AugmentShape { n, h, w, c, pad, flip, view });
+        }
+    });
+}
+
+#[test]
+fn adjoint_identities() {
+    both!(setup => {
+        for (i, shape) in conv_shapes().into_iter().enumerate() {
+            if i % 5 == 0 {
+                setup.conv_adjoint(shape);
+            }
+        }
+        for rows in [2, 5, 129, 300] {
+            for channels in [1, 3, 64] {
+                for statistics in [Statistics::Batch { update: false }, Statistics::Running] {
+                    setup.norm_adjoint(Rows { rows, channels }, statistics);
+                }
+            }
+        }
+        setup.pool_adjoint(PoolShape { n: 5, h: 5, w: 7, c: 3, r: 2, s: 3 });
+    });
+}
+
+/// Bits of the results of one convolution, its epilogues and sums, of a join and of a norm.
+fn bits(device: &Cpu<f32>, shape: ConvShape) -> Vec<Vec<u32>> {
+    let random = &mut Random::new(5);
+    let prepared = &device.prepare(&Geometry::Conv(shape)).expect("prepare");
+    let (saved, scratch) = (
+        room(device, prepared.saved_bytes),
+        room(device, prepared.scratch_bytes),
+    );
+    let mut lend = |len| reading::<f32, _>(device, &random.values(len));
+    let [x, tx, before] = [(); 3].map(|()| lend(shape.x_len()));
+    let [w, tw] = [(); 2].map(|()| lend(shape.w_len()));
+    let (affine, slope) = (lend(3 * shape.c as usize), lend(2 * shape.c as usize));
+    let dy = lend(shape.y_len());
+    let y_rows = Rows {
+        rows: shape.y_rows() as i32,
+        channels: shape.k,
+    };
+    let x_rows = Rows {
+        rows: shape.x_rows() as i32,
+        channels: shape.c,
+    };
+    let partials = room(device, device.partials_bytes(y_rows));
+    let source = Source {
+        x: x.mem(),
+        affine: Some(affine.mem()),
+        relu: true,
+    };
+    let conv = Conv {
+        shape: &shape,
+        prepared,
+        x: source,
+        saved: saved.mem(),
+        scratch: scratch.mem(),
+    };
+    let epilogue = Epilogue {
+        mask: None,
+        sums: Sums::Moments {
+            partials: partials.mem(),
+        },
+    };
+    let room_f32 = |len| writing::<f32, _>(device, len);
+    let [y, ty] = [(); 2].map(|()| room_f32(shape.y_len()));
+    let [dw, dbias, out] = [shape.w_len(), shape.k as usize, shape.n as usize].map(room_f32);
+    device.fill(out.mem(), 0).expect("fill");
+    let joined = room_f32(shape.x_len());
+    let norm = room_f32(1);
+    let tangent = Tangent {
+        tx: Some(tx.mem()),
+        slope: Some(slope.mem()),
+    };
+    device
+        .conv_forward(conv, y.mem(), w.mem(), None, epilogue)
+        .expect("forward");
+    let first_partials = fetch_raw::<_, u32>(device, &partials);
+    device
+        .conv_tangent(conv, ty.mem(), tangent, w.mem(), tw.mem(), None, epilogue)
+        .expect("tangent");
+    device
+        .conv_backward_input(
+            conv,
+            before.mem(),
+            Write::Add,
+            dy.mem(),
+            w.mem(),
+            Epilogue::none(),
+        )
+        .expect("input");
+    device
+        .conv_backward_weight(conv, dw.mem(), Some(dbias.mem()), Write::Set, dy.mem())
+        .expect("weight");
+    device
+        .conv_contract(conv, out.mem(), dy.mem(), tw.mem(), None)
+        .expect("contract");
+    device
+        .join_forward(x_rows, joined.mem(), source, source, Epilogue::none())
+        .expect("join");
+    let norm_scratch = room(device, device.gradient_norm_scratch_bytes(shape.x_len()));
+    device
+        .gradient_norm(norm.mem(), x.mem(), norm_scratch.mem())
+        .expect("norm");
+    let mut bits = vec![first_partials];
+    bits.extend(
+        [&partials, &y, &ty, &before, &dw, &dbias, &out, &joined, &norm].map(|o| fetch_raw(device, o)),
+    );
+    bits
+}
+
+#[test]
+fn the_number_of_threads_changes_no_bit() {
+    let shape = |n, h, c, k, r, stride| ConvShape {
+        n,
+        h,
+        w: h,
+        c,
+        k,
+        r,
+        s: r,
+        stride,
+        pad: r / 2,
+    };
+    let devices = [1, 2, 3].map(|threads| Cpu::<f32>::new(Some(threads)).expect("threads"));
+    for shape in [
+        shape(33, 8, 16, 16, 3, 1),
+        shape(9, 17, 15, 33, 3, 2),
+        shape(1, 65, 7, 20, 5, 1),
+        shape(300, 1, 64, 10, 1, 1),
+        shape(40, 4, 64, 65, 3, 1),
+    ] {
+        let [one, two, three] = [0, 1, 2].map(|i| bits(&devices[i], shape));
+        assert!(one == two && one == three, "{shape:?}");
+        // And the same again: nothing carries over in scratch.
+        assert!(one == bits(&devices[2], shape), "{shape:?}, again");
+    }
+}
+
+#[test]
+fn memory_that_is_not_there_is_an_error_with_the_need() {
+    let device = Cpu::<f32>::new(Some(1)).expect("threads");
+    for bytes in [1usize << 50, usize::MAX - 100, isize::MAX as usize] {
+        let Err(error) = device.alloc(bytes) else {
+            panic!("{bytes} bytes were given");
+        };
+        assert_eq!(error.exit_code(), 4);
+        assert!(
+            error.to_string().contains(&format!("{bytes} bytes needed")),
+            "{error}"
+        );
+    }
+    assert_eq!(
+        Cpu::<f32>::new(Some(0)).err().map(|error| error.exit_code()),
+        Some(2)
+    );
+}
+
+#[test]
+fn operands_that_overlap_or_do_not_fit_are_refused() {
+    let device = Cpu::<f32>::new(Some(1)).expect("threads");
+    let arena = device.alloc(1024).expect("memory");
+    let span = |offset, bytes| Region { offset, bytes }.of(&arena);
+    let refused = |result: l2b::Result<()>, why: &str| {
+        let error = result.expect_err(why).to_string();
+        assert!(error.contains("operand"), "{why}: {error}");
+    };
+    device.copy(span(0, 512), span(512, 512)).expect("neighbours");
+    refused(device.copy(span(0, 512), span(256, 512)), "overlap");
+    refused(device.copy(span(0, 256), span(512, 512)), "lengths");
+    refused(device.copy(span(768, 512), span(0, 512)), "out of the arena");
+    refused(device.upload(span(0, 256), &[0; 255]), "a shorter source");
+    refused(
+        device.download(&mut [0; 255], span(0, 256)),
+        "a shorter destination",
+    );
+}
+
+#[test]
+fn at_the_kink_a_relu_is_closed_and_not_a_number_travels_on() {
+    let device = &Cpu::<f32>::new(Some(1)).expect("threads");
+    let x = reading::<f32, _>(device, &[f64::NAN, -1.0, 0.0, 1.0]);
+    let d = reading::<f32, _>(device, &[1.0; 4]);
+    let [y, dx] = [(); 2].map(|()| writing::<f32, _>(device, 4));
+    let source = |x, relu| Source {
+        x,
+        affine: None,
+        relu,
+    };
+    let rows = Rows { rows: 4, channels: 1 };
+    let (a, b) = (source(x.mem(), true), source(d.mem(), false));
+    device
+        .join_forward(rows, y.mem(), a, b, Epilogue::none())
+        .expect("join");
+    let y = fetch::<f32, _>(device, &y);
+    assert!(y[0].is_nan() && y[1..] == [1.0, 1.0, 2.0], "{y:?}");
+    device
+        .source_backward(rows, dx.mem(), Write::Set, d.mem(), a, None, Epilogue::none())
+        .expect("backward");
+    assert_eq!(fetch::<f32, _>(device, &dx), [1.0, 0.0, 0.0, 1.0]);
 }

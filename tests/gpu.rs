@@ -7,6 +7,10 @@ mod common;
 mod device;
 #[path = "common/fixtures.rs"]
 mod fixtures;
+#[path = "common/network.rs"]
+mod network;
+#[path = "gpu/networks.rs"]
+mod networks;
 #[path = "gpu/operations.rs"]
 mod operations;
 #[path = "gpu/promises.rs"]

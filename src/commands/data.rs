@@ -194,9 +194,12 @@ fn info(args: &InfoArgs) -> Result<String> {
     if args.verify {
         let v = dataset.verify()?;
         text += &format!(
-            "\nverified: {} shards read; {} equal their sha256, {} have checksums, all right\n",
+            "\nverified {} shards: {} equal their sha256, {} their checksums\n",
             v.shards, v.hashed, v.checksummed
         );
+        if v.hashed.max(v.checksummed) < v.shards {
+            text += "the others carry neither: damage to their images cannot be seen\n";
+        }
     }
     Ok(text)
 }

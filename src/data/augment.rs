@@ -1,4 +1,4 @@
-//! Train transform: pad, random crop, horizontal flip, normalise; one pass from u8 [n,H,W,C] to floats [n,H,W,C].
+//! Train transform: pad, random crop, horizontal flip, normalise; one pass from u8 `[n,H,W,C]` to floats `[n,H,W,C]`.
 //! The CUDA kernel repeats it bit for bit.
 //!
 //! For sample id s, with the draws of [`crate::random`] (index s, view, time of [`Augment`]):
@@ -91,11 +91,11 @@ impl Augment {
         (y, x, self.flip == 1 && stream(Purpose::Flip).below(2) == 1)
     }
 
-    /// Transforms images [n,H,W,C] of samples `ids` [n] into `out` [n,H,W,C] through `table` [C][256].
+    /// Transforms images `[n,H,W,C]` of samples `ids` `[n]` into `out` `[n,H,W,C]` through `table` `[C][256]`.
     ///
     /// # Errors
     /// `Internal` if a length does not fit.
-    pub fn apply<T: Element>(&self, out: &mut [T], images: &[u8], ids: &[u32], table: &[T]) -> Result<()> {
+    pub fn apply<T: Copy>(&self, out: &mut [T], images: &[u8], ids: &[u32], table: &[T]) -> Result<()> {
         let [c, h, w] = [self.channels, self.height, self.width].map(|x| x as usize);
         let size = h * w * c;
         if size == 0

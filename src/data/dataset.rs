@@ -1,7 +1,7 @@
 //! A dataset folder, open for reading: `dataset.toml` and its shards, all checked before the first batch.
 //!
-//! A shard is a safetensors file with `images` u8 [N,H,W,C] and `labels` i64 [N], and optionally `clean_labels`
-//! i64 [N], `masks` u8 [N,H,W] and `ids` i64 [N] (the
+//! A shard is a safetensors file with `images` u8 `[N,H,W,C]` and `labels` i64 `[N]`, and optionally `clean_labels`
+//! i64 `[N]`, `masks` u8 `[N,H,W]` and `ids` i64 `[N]` (the
 //! writer's own number of each sample). All shards of a split carry the same optional tensors.
 //!
 //! A *sample id* is a sample's place in its split, counted through the shards in the order of the manifest.
@@ -113,7 +113,8 @@ impl Dataset {
         })
     }
 
-    /// Reads every shard in full: compares sha256 where the manifest has it, checksums where the shard has them.
+    /// Compares every shard in full with its sha256 where the manifest has one, and with its checksums where it carries
+    /// them; a shard with neither has only passed the checks of [`Dataset::open`].
     ///
     /// # Errors
     /// `Data` naming shard and hash or block, `Io`.
@@ -231,7 +232,7 @@ impl Split {
         self.labels.len() as u32
     }
 
-    /// [H, W, C].
+    /// `[H, W, C]`.
     pub fn image_shape(&self) -> [usize; 3] {
         self.image_shape
     }
@@ -262,7 +263,7 @@ impl Split {
         &self.fingerprint
     }
 
-    /// Copies the images of samples, in the order given, into `out` [n,H,W,C].
+    /// Copies the images of samples, in the order given, into `out` `[n,H,W,C]`.
     ///
     /// # Errors
     /// `Data` naming the shard if it is damaged or cut, `Io`, `Internal` for an id or a length that does not fit.
@@ -271,7 +272,7 @@ impl Split {
         self.read_rows(samples, out, bytes, |shard| Some(&shard.images))
     }
 
-    /// Copies the masks of samples, in the order given, into `out` [n,H,W].
+    /// Copies the masks of samples, in the order given, into `out` `[n,H,W]`.
     ///
     /// # Errors
     /// As [`Split::read_images`]; `Internal` if there are no masks.

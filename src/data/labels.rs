@@ -1,7 +1,7 @@
 //! Labels beside a dataset: an overlay file gives a split noisy labels and names its clean images, and never touches
 //! the images. It may lie anywhere.
 //!
-//! A safetensors file with `labels` i64 [N], `clean_labels` i64 [N], `meta_index` i64 [M] (ascending sample ids whose
+//! A safetensors file with `labels` i64 `[N]`, `clean_labels` i64 `[N]`, `meta_index` i64 `[M]` (ascending sample ids whose
 //! labels are clean) and, in its metadata, `fingerprint` and `split` of the split it belongs to, `kind`, `realised`
 //! (fraction of the samples outside `meta_index` whose label is wrong) and, where they exist, `nominal`, `seed` and
 //! `check` (CRC-32 of the other values, hex).
@@ -19,11 +19,11 @@ use std::path::Path;
 /// Labels of one split: observed, true, and which samples form the clean set.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Overlay {
-    /// [N], observed.
+    /// `[N]`, observed.
     pub labels: Vec<i32>,
-    /// [N], true.
+    /// `[N]`, true.
     pub clean_labels: Vec<i32>,
-    /// [M], ascending sample ids.
+    /// `[M]`, ascending sample ids.
     pub meta_index: Vec<u32>,
     /// `fingerprint` of the split.
     pub fingerprint: String,

@@ -13,11 +13,11 @@ use std::thread::JoinHandle;
 /// Samples of one step, as stored: not yet augmented.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Batch {
-    /// [n,H,W,C]
+    /// `[n,H,W,C]`
     pub images: Vec<u8>,
-    /// [n], in [0, classes)
+    /// `[n]`, in [0, classes)
     pub labels: Vec<i32>,
-    /// [n], sample ids
+    /// `[n]`, sample ids: with epoch or step, the names of each sample's augmentation draws
     pub ids: Vec<u32>,
 }
 
@@ -47,7 +47,9 @@ impl Batch {
     }
 }
 
-/// What one step needs.
+/// What one step needs. Augmentation is up to the caller: train images at time `epoch` and
+/// [`crate::random::TRAIN_VIEW`], clean ones, which may come many times an epoch, at time `step` and
+/// [`crate::random::META_VIEW`].
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Step {
     /// From 0.

@@ -140,8 +140,7 @@ impl Manifest {
             let refuse = |what: String, expected: &str, found: String| {
                 Err(Error::data(path, what, expected, found, ""))
             };
-            let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
-            if split.is_empty() || !split.chars().all(plain) {
+            if !is_split_name(split) {
                 let expected = "letters, digits, - and _";
                 return refuse("name of a split".into(), expected, format!("{split:?}"));
             }
@@ -183,6 +182,12 @@ impl Manifest {
     pub fn image_bytes(&self) -> usize {
         self.height as usize * self.width as usize * self.channels as usize
     }
+}
+
+/// Names of splits go into file names.
+pub(super) fn is_split_name(name: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    !name.is_empty() && name.chars().all(plain)
 }
 
 /// One path component and nothing else: no folder, no `..`, no separator of another system.

@@ -83,7 +83,7 @@ pub fn pack_idx(
     writer.finish(mean, std)
 }
 
-/// Mean and population standard deviation of u8 / 255 for each channel of images [..,C]; exact sums from counts.
+/// Mean and population standard deviation of u8 / 255 for each channel of images `[..,C]`; exact sums from counts.
 pub fn mean_std(images: &[u8], channels: usize) -> (Vec<f64>, Vec<f64>) {
     let mut counts = vec![[0u64; 256]; channels];
     for pixel in images.chunks_exact(channels) {
@@ -104,10 +104,10 @@ pub fn mean_std(images: &[u8], channels: usize) -> (Vec<f64>, Vec<f64>) {
 }
 
 struct Raw {
-    /// [n,H,W]
+    /// `[n,H,W]`
     images: Vec<u8>,
     labels: Vec<i32>,
-    /// [H, W]
+    /// `[H, W]`
     shape: [usize; 2],
 }
 

@@ -95,15 +95,16 @@ impl Source {
     /// `Io` if it cannot be read, `Data` if it is no safetensors file or has been cut.
     pub fn open(path: &Path, access: Access) -> Result<Self> {
         let io = |e| Error::io(path, e);
-        let file = File::open(path).map_err(io)?;
-        let meta = file.metadata().map_err(io)?;
+        // Before opening: a pipe would block.
+        let kind = std::fs::metadata(path).map_err(io)?.file_type();
         let hint = "the file is cut short or is not a safetensors file";
         let refuse =
             |what: &str, expected: String, found: String| Err(Error::data(path, what, expected, found, hint));
-        if !meta.is_file() {
+        if !kind.is_file() {
             return refuse("kind of file", "a regular file".into(), "another kind".into());
         }
-        let length = meta.len();
+        let file = File::open(path).map_err(io)?;
+        let length = file.metadata().map_err(io)?.len();
         if length < 8 {
             return refuse("size", "at least 8 bytes".into(), format!("{length} bytes"));
         }

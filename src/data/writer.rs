@@ -2,7 +2,7 @@
 //! everything is on disk, and is never changed afterwards.
 
 use super::dataset::hex;
-use super::manifest::{MANIFEST, Manifest, ShardEntry};
+use super::manifest::{MANIFEST, Manifest, ShardEntry, is_split_name};
 use super::source::{self, Tensor, i64_bytes};
 use crate::atomic::{self, NewFolder};
 use crate::{Error, Result};
@@ -17,15 +17,15 @@ const SHARD_BYTES: usize = 256 << 20;
 /// The samples of one shard. Optional tensors are given for all shards of a split or for none.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Samples<'a> {
-    /// [N,H,W,C]
+    /// `[N,H,W,C]`
     pub images: &'a [u8],
-    /// [N]
+    /// `[N]`
     pub labels: &'a [i32],
-    /// [N]
+    /// `[N]`
     pub clean_labels: Option<&'a [i32]>,
-    /// [N,H,W]
+    /// `[N,H,W]`
     pub masks: Option<&'a [u8]>,
-    /// [N]
+    /// `[N]`
     pub ids: Option<&'a [i64]>,
 }
 
@@ -60,6 +60,14 @@ impl DatasetWriter {
     /// # Errors
     /// `Config` if lengths or labels do not fit the manifest, `Io`.
     pub fn write_shard(&mut self, split: &str, samples: Samples) -> Result<()> {
+        if !is_split_name(split) {
+            return Err(Error::config(
+                "name of a split",
+                "letters, digits, - and _",
+                format!("{split:?}"),
+                "",
+            ));
+        }
         let n = samples.labels.len();
         let m = &self.manifest;
         let [h, w, c] = [m.height, m.width, m.channels].map(|x| x as usize);

@@ -5,8 +5,8 @@
 //!
 //! Two ideas carry the interface:
 //! - **Source**: batch-norm and ReLU are *pending* on a stored tensor until an operation reads it. A [`Source`] is
-//!   relu(A·x + C) with one A and C per channel; it is evaluated while it is read, in three forms (forward, tangent,
-//!   adjoint). Padding stays zero after it.
+//!   relu(A·(x − M) + C) with one A, C and M per channel; it is evaluated while it is read, in three forms (forward,
+//!   tangent, adjoint). Padding stays zero after it.
 //! - **Epilogue**: an operation that writes a tensor ends in a fixed order: accumulate → mask → round and store →
 //!   per-channel sums of the stored values. The sums are what the next batch-norm needs, so it costs no pass of its own
 //!   on a device that fuses; one that does not runs them as a second pass inside the same call.
@@ -14,6 +14,7 @@
 //! Operations write into given outputs, allocate nothing, return before the work is done on an asynchronous device, and
 //! run in the order of the calls. Operands of one call never overlap where one of them is written.
 
+pub mod choice;
 pub mod cpu;
 pub mod cuda;
 mod memory;
@@ -31,17 +32,17 @@ pub enum Write {
     Add,
 }
 
-/// relu(A·x + C), pending on the stored tensor x [rows][C]. Computed as fma(A, x, C) on a GPU; every form of one device
-/// computes it alike, so that masks agree bit for bit.
+/// relu(A·(x − M) + C), pending on the stored tensor x [rows][C]. Centred, so that a channel whose mean is large beside its
+/// spread loses no digits. Every form of one device computes it alike, so that masks agree bit for bit.
 pub struct Source<'a, A> {
     /// Stored values, `Act`.
     pub x: Span<'a, A>,
-    /// `Real` [2][C]: scale A, shift C. None: the identity.
+    /// `Real` [3][C]: scale A, shift C, centre M. None: the identity.
     pub affine: Option<Span<'a, A>>,
     pub relu: bool,
 }
 
-/// The tangent of a source: mask·(A·tx + B·x + D).
+/// The tangent of a source: mask·(A·tx + B·(x − M) + D).
 pub struct Tangent<'a, A> {
     /// Tangent of the stored values, `Act`. None: zero (the network's input).
     pub tx: Option<Span<'a, A>>,
@@ -67,7 +68,7 @@ pub enum Sums<'a, A> {
 
 /// What follows the accumulation of an output, in this order: mask, store, sums.
 pub struct Epilogue<'a, A> {
-    /// Zero the value where this source's ReLU is closed (A·x + C ≤ 0). Only for sources with `relu`.
+    /// Zero the value where this source's ReLU is closed (A·(x − M) + C ≤ 0). Only for sources with `relu`.
     pub mask: Option<Source<'a, A>>,
     pub sums: Sums<'a, A>,
 }
@@ -154,7 +155,7 @@ pub struct Norm<'a, A> {
     pub running_var: Span<'a, A>,
     /// [2][C]: mean, rstd = 1/√(biased variance + eps).
     pub statistics: Span<'a, A>,
-    /// [2][C]: A = γ·rstd, C = β − mean·A.
+    /// [3][C]: A = γ·rstd, C = β, M = mean.
     pub affine: Span<'a, A>,
     /// [2][C]: B, D of the tangent or of the adjoint, whichever was computed last.
     pub slope: Span<'a, A>,
@@ -199,6 +200,10 @@ pub trait Device: Sized + Send + Sync + 'static {
 
     // ---- memory
 
+    /// Bytes that could still be allocated, where the device knows.
+    fn free_bytes(&self) -> Option<usize> {
+        None
+    }
     /// `bytes` bytes aligned to [`ALIGN`]. Contents are unspecified. Error::Device names need and free when they do not fit.
     fn alloc(&self, bytes: usize) -> Result<Self::Arena>;
     /// Host to device; lengths are equal.
@@ -275,10 +280,10 @@ pub trait Device: Sized + Send + Sync + 'static {
 
     // ---- batch-norm
 
-    /// Statistics from the partials of x (`Batch`) or the running ones, then A and C.
+    /// Statistics from the partials of x (`Batch`) or the running ones, then A, C and M.
     fn norm_forward(&self, norm: Norm<Self::Arena>, statistics: Statistics) -> Result<()>;
     /// Slope B, D of the tangent: with m₁ = mean(tx), m₂ = mean(tx·x̂) from the partials (0 under `Running`),
-    /// B = (tγ − γ·rstd·m₂)·rstd, D = tβ − A·m₁ − B·mean.
+    /// B = (tγ − γ·rstd·m₂)·rstd, D = tβ − A·m₁.
     fn norm_tangent(
         &self,
         norm: Norm<Self::Arena>,
@@ -287,7 +292,7 @@ pub trait Device: Sized + Send + Sync + 'static {
         tbeta: Mem<Self>,
     ) -> Result<()>;
     /// From the partials of the masked adjoint d: dγ = Σ d·x̂, dβ = Σ d, and the slope of the adjoint
-    /// B = −A·rstd·dγ/rows, D = −A·dβ/rows − B·mean (both 0 under `Running`).
+    /// B = −A·rstd·dγ/rows, D = −A·dβ/rows (both 0 under `Running`).
     fn norm_backward(
         &self,
         norm: Norm<Self::Arena>,
@@ -311,7 +316,7 @@ pub trait Device: Sized + Send + Sync + 'static {
 
     // ---- sources, joins, pools
 
-    /// dx ← or += A·mask·d + B·x + D, the adjoint of a source: d is the adjoint of its value (masked or not), `slope` the
+    /// dx ← or += A·mask·d + B·(x − M) + D, the adjoint of a source: d is the adjoint of its value (masked or not), `slope` the
     /// adjoint's B, D (None: 0). Then the epilogue.
     #[allow(clippy::too_many_arguments)]
     fn source_backward(

@@ -1,8 +1,9 @@
-//! Batch-norm and ReLU, pending on a stored tensor: x̂ = (x − mean)·rstd, y = relu(γ·x̂ + β) = relu(A·x + C).
+//! Batch-norm and ReLU, pending on a stored tensor: x̂ = (x − mean)·rstd, y = relu(γ·x̂ + β) =
+//! relu(A·(x − M) + C).
 //!
-//! forward  the statistics, then A and C; readers evaluate y
-//! tangent  ty = mask·(A·tx + B·x + D); B, D from mean(tx), mean(tx·x̂); readers evaluate it
-//! backward dγ = Σ d·x̂, dβ = Σ d, dx = A·d + B·x + D with d the masked adjoint of y; contracted: Σ d·(v_γ·x̂ + v_β)
+//! forward  the statistics, then A, C, M; readers evaluate y
+//! tangent  ty = mask·(A·tx + B·(x − M) + D); B, D from mean(tx), mean(tx·x̂); readers evaluate it
+//! backward dγ = Σ d·x̂, dβ = Σ d, dx = A·d + B·(x − M) + D with d the masked adjoint of y; contracted: Σ d·(v_γ·x̂ + v_β)
 
 use crate::Result;
 use crate::device::{Device, Epilogue, Mem, Statistics, Write};

@@ -127,11 +127,11 @@ impl<T: Copy> Plan<T> {
             .iter()
             .map(|norm| {
                 let shape = program.rows(norm.of, batch);
-                let per_channel = 2 * shape.channels as usize * real;
+                let per_channel = |count: usize| count * shape.channels as usize * real;
                 NormPlan {
-                    statistics: push(per_channel),
-                    affine: push(per_channel),
-                    slope: push(per_channel),
+                    statistics: push(per_channel(2)),
+                    affine: push(per_channel(3)),
+                    slope: push(per_channel(2)),
                     partials: push(device.partials_bytes(shape)),
                 }
             })

@@ -1,6 +1,8 @@
 //! What the tests share: comparison, seeded data, operands on a device.
 #![allow(dead_code)] // each test program uses its own part
 
+pub mod adjoint;
+pub mod augment;
 pub mod naive;
 pub mod ops;
 pub mod sums;

@@ -91,12 +91,12 @@ pub fn multiply(a: &[f64], b: &[f64]) -> Vec<f64> {
     a.iter().zip(b).map(|(a, b)| a * b).collect()
 }
 
-/// relu(A·x + C).
+/// relu(A·(x − M) + C).
 #[derive(Clone)]
 pub struct Source {
     pub shape: Rows,
     pub x: Vec<f64>,
-    /// [2][C]
+    /// [3][C]: A, C, M.
     pub affine: Option<Vec<f64>>,
     pub relu: bool,
 }
@@ -114,9 +114,16 @@ impl Source {
             .map_or(0.0, |affine| affine[channels + i % channels])
     }
 
+    /// x − M.
+    fn centred(&self, i: usize) -> f64 {
+        let channels = self.shape.channels as usize;
+        let centre = |affine: &Vec<f64>| affine[2 * channels + i % channels];
+        self.x[i] - self.affine.as_ref().map_or(0.0, centre)
+    }
+
     pub fn pre_activation(&self) -> Vec<f64> {
         (0..self.x.len())
-            .map(|i| self.scale(i) * self.x[i] + self.shift(i))
+            .map(|i| self.scale(i) * self.centred(i) + self.shift(i))
             .collect()
     }
 
@@ -130,20 +137,22 @@ impl Source {
         multiply(&self.mask(), &self.pre_activation())
     }
 
-    /// mask·(A·tx + B·x + D); slope: [2][C] B, D.
+    /// mask·(A·tx + B·(x − M) + D); slope: [2][C] B, D.
     pub fn tangent(&self, tx: Option<&[f64]>, slope: Option<&[f64]>) -> Vec<f64> {
         let channels = self.shape.channels as usize;
         let linear: Vec<f64> = (0..self.x.len())
             .map(|i| {
                 let tx = tx.map_or(0.0, |tx| self.scale(i) * tx[i]);
-                let slope = slope.map_or(0.0, |s| s[i % channels] * self.x[i] + s[channels + i % channels]);
+                let slope = slope.map_or(0.0, |s| {
+                    s[i % channels] * self.centred(i) + s[channels + i % channels]
+                });
                 tx + slope
             })
             .collect();
         multiply(&self.mask(), &linear)
     }
 
-    /// A·mask·d + B·x + D.
+    /// A·mask·d + B·(x − M) + D.
     pub fn adjoint(&self, d: &[f64], slope: Option<&[f64]>) -> Vec<f64> {
         let open = Source {
             relu: false,
@@ -154,10 +163,17 @@ impl Source {
 
     /// The same source of magnitudes, all open: what bounds the terms of value, tangent and adjoint.
     pub fn magnitudes(&self) -> Source {
+        let mut affine = self.affine.as_deref().map(magnitudes);
+        // |x − M| is at most |x| + |M|.
+        if let Some(affine) = &mut affine {
+            for centre in &mut affine[2 * self.shape.channels as usize..] {
+                *centre = -*centre;
+            }
+        }
         Source {
             shape: self.shape,
             x: magnitudes(&self.x),
-            affine: self.affine.as_deref().map(magnitudes),
+            affine,
             relu: false,
         }
     }

@@ -88,7 +88,7 @@ impl<'a, D: Device> Setup<'a, D> {
             for scale in affine.iter_mut().skip(1).step_by(3) {
                 *scale = -*scale;
             }
-            affine.extend(random.values(channels));
+            affine.extend(random.values(2 * channels));
             rounded::<D::Real>(affine)
         });
         let mut source = naive::Source {

@@ -18,8 +18,8 @@ pub struct NormBench<D: Device> {
     /// mean, rstd: made up until a forward pass writes them.
     pub statistics: Operand<D>,
     made_up: Vec<f64>,
-    affine: Operand<D>,
-    slope: Operand<D>,
+    pub affine: Operand<D>,
+    pub slope: Operand<D>,
     pub partials: Operand<D>,
 }
 
@@ -45,13 +45,13 @@ impl<D: Device> NormBench<D> {
             running_var: lent(random.range(channels, 0.5, 1.5)),
             statistics: reading::<D::Real, D>(device, &made_up),
             made_up,
-            affine: writing::<D::Real, D>(device, 2 * channels),
+            affine: writing::<D::Real, D>(device, 3 * channels),
             slope: writing::<D::Real, D>(device, 2 * channels),
             partials: room(device, device.partials_bytes(shape)),
         }
     }
 
-    fn norm(&self) -> Norm<'_, D::Arena> {
+    pub fn norm(&self) -> Norm<'_, D::Arena> {
         Norm {
             shape: self.shape,
             eps: EPS,
@@ -95,6 +95,7 @@ impl<D: Device> NormBench<D> {
             .collect();
         let mut affine = a.clone();
         affine.extend(&self.beta.0);
+        affine.extend(mean);
         let affine = rounded::<D::Real>(affine);
         device
             .upload(self.affine.mem(), bytemuck::cast_slice(&to_real::<D>(&affine)))
@@ -144,8 +145,8 @@ impl<D: Device> NormBench<D> {
             for k in 0..channels {
                 want[k] = -affine[k] * rstd[k] * product[k] * batch;
                 sizes[k] = (affine[k] * rstd[k] * product_size[k] * batch).abs();
-                want[channels + k] = -affine[k] * sum[k] * batch - want[k] * mean[k];
-                sizes[channels + k] = (affine[k] * sum_size[k] * batch).abs() + sizes[k] * mean[k].abs();
+                want[channels + k] = -affine[k] * sum[k] * batch;
+                sizes[channels + k] = (affine[k] * sum_size[k] * batch).abs();
             }
             let got = fetch::<D::Real, D>(device, &self.slope);
             assert_within(
@@ -177,10 +178,9 @@ impl<D: Device> NormBench<D> {
                 let (m1, m2) = (sum[k] * batch, product[k] * batch);
                 let slope = (tgamma[k] - self.gamma.0[k] * rstd[k] * m2) * rstd[k];
                 want[k] = slope;
-                want[channels + k] = tbeta[k] - affine[k] * m1 - slope * mean[k];
+                want[channels + k] = tbeta[k] - affine[k] * m1;
                 sizes[k] = (tgamma[k].abs() + self.gamma.0[k] * rstd[k] * product_size[k] * batch) * rstd[k];
-                sizes[channels + k] =
-                    tbeta[k].abs() + affine[k] * sum_size[k] * batch + sizes[k] * mean[k].abs();
+                sizes[channels + k] = tbeta[k].abs() + affine[k] * sum_size[k] * batch;
             }
             let got = fetch::<D::Real, D>(device, &self.slope);
             assert_within(
@@ -266,9 +266,8 @@ impl<D: Device> NormBench<D> {
                     .zip(got_rstd)
                     .map(|(gamma, rstd)| gamma * rstd),
             );
-            for k in 0..channels {
-                affine.push(self.beta.0[k] - got_mean[k] * affine[k]);
-            }
+            affine.extend(&self.beta.0);
+            affine.extend(got_mean);
             let got = fetch::<D::Real, D>(device, &self.affine);
             let size = affine.iter().fold(1.0, |a: f64, v| a.max(v.abs()));
             // ε·rstd² for the rounding of the variance that rstd shares with A.

@@ -35,7 +35,14 @@ fn launches_outside_the_limits_are_refused() {
         (blocks(0, 32), "grid"),
         (blocks(1, 512), "__launch_bounds__"),
     ] {
-        let result = launch!(gpu.stream, gpu.kernel("fault_none_fill"), config, &mut y, &1_i32, &0_f32);
+        let result = launch!(
+            gpu.stream,
+            gpu.kernel("fault_none_fill"),
+            config,
+            &mut y,
+            &1_i32,
+            &0_f32
+        );
         assert_mentions(
             &diagnosis(result, CUresult::CUDA_ERROR_INVALID_VALUE),
             &["fault_none_fill", word],

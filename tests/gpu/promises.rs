@@ -121,7 +121,7 @@ fn masks_agree_bit_for_bit() {
             .collect();
         assert!(open.iter().any(|&open| open) && open.iter().any(|&open| !open));
 
-        let affine = [&a[..], &c[..]].concat();
+        let affine = [&a[..], &c[..], &[0.0; 8]].concat();
         let (x, affine) = (
             reading::<f32, Cuda>(cuda, &x),
             reading::<f32, Cuda>(cuda, &affine),
@@ -316,7 +316,7 @@ impl<'a> Step<'a> {
         for len in [shape.x_len(), shape.w_len(), shape.w_len(), 8, 8, 8, 8] {
             operands.push(reading::<f32, Cuda>(cuda, &random.range(len, 0.1, 1.0)));
         }
-        for len in [shape.y_len(), 16, 16, 16, shape.w_len(), 1, shape.y_len()] {
+        for len in [shape.y_len(), 16, 24, 16, shape.w_len(), 1, shape.y_len()] {
             operands.push(reading::<f32, Cuda>(cuda, &vec![0.0; len]));
         }
         for bytes in [

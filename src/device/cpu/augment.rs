@@ -1,17 +1,52 @@
-//! Augmentation of a batch.
+//! Augmentation of a batch: [`Augment`], images shared among the threads.
 
-use super::super::{AugmentShape, Mem};
-use super::{Cpu, Float};
+use super::super::{AugmentShape, Mem, StepParams};
+use super::{Cpu, Float, Lend};
+use crate::data::augment::Augment;
 use crate::{Error, Result};
 
+/// Images per piece of work.
+const PIECE: usize = 8;
+
 pub(super) fn augment<T: Float>(
-    _cpu: &Cpu<T>,
-    _shape: AugmentShape,
-    _out: Mem<Cpu<T>>,
-    _images: Mem<Cpu<T>>,
-    _ids: Mem<Cpu<T>>,
-    _table: Mem<Cpu<T>>,
-    _step: Mem<Cpu<T>>,
+    cpu: &Cpu<T>,
+    shape: AugmentShape,
+    out: Mem<Cpu<T>>,
+    images: Mem<Cpu<T>>,
+    ids: Mem<Cpu<T>>,
+    table: Mem<Cpu<T>>,
+    step: Mem<Cpu<T>>,
 ) -> Result<()> {
-    Err(Error::Internal("augment: not there yet".to_owned()))
+    let sizes = [shape.n, shape.h, shape.w, shape.c];
+    if sizes.iter().any(|&size| size < 1) || shape.pad < 0 || !(0..1 << 16).contains(&shape.view) {
+        return Err(Error::Internal(format!("augment: {shape:?}")));
+    }
+    let [n, h, w, c] = sizes.map(|size| size as usize);
+    let image = h * w * c;
+    let mut lend = Lend::new("augment");
+    let out = lend.write::<T>("out", out, n * image)?;
+    let images = lend.read::<u8>("images", images, n * image)?;
+    let ids = lend.read::<u32>("ids", ids, n)?;
+    let table = lend.read::<T>("table", table, c * 256)?;
+    let step = &lend.read::<StepParams>("step", step, 1)?[0];
+    let augment = Augment {
+        seed: step.seed,
+        time: step.step,
+        view: shape.view as u32,
+        pad: shape.pad as u32,
+        flip: shape.flip as u32,
+        channels: shape.c as u32,
+        height: shape.h as u32,
+        width: shape.w as u32,
+    };
+    let pieces = out
+        .chunks_mut(PIECE * image)
+        .zip(images.chunks(PIECE * image).zip(ids.chunks(PIECE)));
+    // About eight operations a value: index, bounds, look-up.
+    cpu.threads.each(8 * n * image, pieces, |(out, (images, ids))| {
+        augment
+            .apply(out, images, ids, table)
+            .expect("pieces of operands whose lengths were checked");
+    });
+    Ok(())
 }

@@ -141,15 +141,15 @@ fn moments<T: Float>(mean: &mut [T], m2: &mut [T], values: &[T]) {
     m2.fill(T::ZERO);
     for row in values.chunks_exact(channels) {
         for (mean, &u) in mean.iter_mut().zip(row) {
-            *mean = *mean + u;
+            *mean += u;
         }
     }
     for mean in mean.iter_mut() {
-        *mean = *mean * scale;
+        *mean *= scale;
     }
     for row in values.chunks_exact(channels) {
         for ((m2, &u), &mean) in m2.iter_mut().zip(row).zip(&*mean) {
-            *m2 = *m2 + (u - mean) * (u - mean);
+            *m2 += (u - mean) * (u - mean);
         }
     }
 }
@@ -167,8 +167,8 @@ fn dot<T: Float>(sum: &mut [T], product: &mut [T], values: &[T], x: &[T], statis
             .zip(row.iter().zip(x))
             .zip(mean.iter().zip(rstd))
         {
-            *sum = *sum + u;
-            *product = *product + u * ((x - mean) * rstd);
+            *sum += u;
+            *product += u * ((x - mean) * rstd);
         }
     }
 }

@@ -113,7 +113,7 @@ pub(super) fn backward<T: Float>(
             let p = (z[c] - largest).exp() / sum;
             *dz = first.1[i] * (p - first.0.share(i, c, classes));
             if let Some((targets, weights)) = &second {
-                *dz = *dz + weights[i] * (p - targets.share(i, c, classes));
+                *dz += weights[i] * (p - targets.share(i, c, classes));
             }
         }
     }

@@ -59,7 +59,7 @@ impl Drop for Arena {
 }
 
 /// Bytes that the system can still give, where it says so.
-fn available() -> Option<usize> {
+pub(super) fn available() -> Option<usize> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     let kib: usize = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
@@ -150,7 +150,7 @@ impl Lend {
                 format!("{} bytes, the call needs {len} values of {size}", span.bytes),
             ));
         }
-        if !end.is_some_and(|end| end <= span.arena.bytes) || !span.offset.is_multiple_of(align_of::<P>()) {
+        if end.is_none_or(|end| end > span.arena.bytes) || !span.offset.is_multiple_of(align_of::<P>()) {
             return Err(self.refuse(
                 what,
                 format!(

@@ -94,6 +94,10 @@ impl<T: Float> Device for Cpu<T> {
         "cpu".to_owned()
     }
 
+    fn free_bytes(&self) -> Option<usize> {
+        memory::available()
+    }
+
     fn alloc(&self, bytes: usize) -> Result<Arena> {
         Arena::new(bytes)
     }

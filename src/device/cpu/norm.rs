@@ -1,13 +1,13 @@
-//! Batch-norm between tensors: partial sums to statistics, A and C, slopes B and D. Per channel and in f64: there are few
+//! Batch-norm between tensors: partial sums to statistics, A, C and M, slopes B and D. Per channel and in f64: there are few
 //! channels, and the differences taken here are the ones that lose digits.
 
 use super::super::{Mem, Norm, Statistics, Write};
 use super::epilogue::{TILE_ROWS, partials_len};
-use super::source::pair;
+use super::source::{affine, pair};
 use super::{Arena, Cpu, Float, Lend};
 use crate::Result;
 
-/// A and C from the batch's statistics or the running ones; METHOD 2.2.
+/// A, C and M from the batch's statistics or the running ones; METHOD 2.2.
 pub(super) fn forward<T: Float>(norm: Norm<Arena>, statistics: Statistics) -> Result<()> {
     let mut lend = Lend::new("norm_forward");
     let channels = norm.shape.channels as usize;
@@ -19,9 +19,10 @@ pub(super) fn forward<T: Float>(norm: Norm<Arena>, statistics: Statistics) -> Re
     let (mean_out, rstd_out) = lend
         .write::<T>("statistics", norm.statistics, 2 * channels)?
         .split_at_mut(channels);
-    let (a, c) = lend
-        .write::<T>("affine", norm.affine, 2 * channels)?
+    let (a, rest) = lend
+        .write::<T>("affine", norm.affine, 3 * channels)?
         .split_at_mut(channels);
+    let (c, m) = rest.split_at_mut(channels);
     let partials = match statistics {
         Statistics::Batch { .. } => lend.read::<T>("partials", norm.partials, partials_len(norm.shape))?,
         Statistics::Running => &[],
@@ -40,11 +41,11 @@ pub(super) fn forward<T: Float>(norm: Norm<Arena>, statistics: Statistics) -> Re
             Statistics::Running => (running_mean[k].to_f64(), running_var[k].to_f64()),
         };
         let rstd = 1.0 / (var + norm.eps).sqrt();
-        let scale = gamma[k].to_f64() * rstd;
         mean_out[k] = T::from_f64(mean);
         rstd_out[k] = T::from_f64(rstd);
-        a[k] = T::from_f64(scale);
-        c[k] = T::from_f64(beta[k].to_f64() - mean * scale);
+        a[k] = T::from_f64(gamma[k].to_f64() * rstd);
+        c[k] = beta[k];
+        m[k] = mean_out[k];
     }
     Ok(())
 }
@@ -88,8 +89,8 @@ pub(super) fn tangent<T: Float>(
     let gamma = lend.read::<T>("gamma", norm.gamma, channels)?;
     let tgamma = lend.read::<T>("tgamma", tgamma, channels)?;
     let tbeta = lend.read::<T>("tbeta", tbeta, channels)?;
-    let (mean, rstd) = pair::<T>(&mut lend, "statistics", norm.statistics, channels)?;
-    let (a, _) = pair::<T>(&mut lend, "affine", norm.affine, channels)?;
+    let (_, rstd) = pair::<T>(&mut lend, "statistics", norm.statistics, channels)?;
+    let a = affine::<T>(&mut lend, norm.affine, channels)?.scale;
     let (b, d) = lend
         .write::<T>("slope", norm.slope, 2 * channels)?
         .split_at_mut(channels);
@@ -100,10 +101,9 @@ pub(super) fn tangent<T: Float>(
     for k in 0..channels {
         let (sum, product) = total(partials, channels, k);
         let (m1, m2) = (sum / rows, product / rows);
-        let (mean, rstd) = (mean[k].to_f64(), rstd[k].to_f64());
-        let slope = (tgamma[k].to_f64() - gamma[k].to_f64() * rstd * m2) * rstd;
-        b[k] = T::from_f64(slope);
-        d[k] = T::from_f64(tbeta[k].to_f64() - a[k].to_f64() * m1 - slope * mean);
+        let rstd = rstd[k].to_f64();
+        b[k] = T::from_f64((tgamma[k].to_f64() - gamma[k].to_f64() * rstd * m2) * rstd);
+        d[k] = T::from_f64(tbeta[k].to_f64() - a[k].to_f64() * m1);
     }
     Ok(())
 }
@@ -120,8 +120,8 @@ pub(super) fn backward<T: Float>(
     let rows = f64::from(norm.shape.rows);
     let dgamma = lend.write::<T>("dgamma", dgamma, channels)?;
     let dbeta = lend.write::<T>("dbeta", dbeta, channels)?;
-    let (mean, rstd) = pair::<T>(&mut lend, "statistics", norm.statistics, channels)?;
-    let (a, _) = pair::<T>(&mut lend, "affine", norm.affine, channels)?;
+    let (_, rstd) = pair::<T>(&mut lend, "statistics", norm.statistics, channels)?;
+    let a = affine::<T>(&mut lend, norm.affine, channels)?.scale;
     let (b, d) = lend
         .write::<T>("slope", norm.slope, 2 * channels)?
         .split_at_mut(channels);
@@ -130,9 +130,8 @@ pub(super) fn backward<T: Float>(
         let (sum, product) = total(partials, channels, k);
         let (b_k, d_k) = match statistics {
             Statistics::Batch { .. } => {
-                let (mean, rstd, a) = (mean[k].to_f64(), rstd[k].to_f64(), a[k].to_f64());
-                let slope = -a * rstd * product / rows;
-                (slope, -a * sum / rows - slope * mean)
+                let (rstd, a) = (rstd[k].to_f64(), a[k].to_f64());
+                (-a * rstd * product / rows, -a * sum / rows)
             }
             Statistics::Running => (0.0, 0.0),
         };

@@ -98,7 +98,7 @@ pub(super) fn sgd<T: Float>(
         for ((theta, buf), &g) in theta.iter_mut().zip(buf).zip(g) {
             let d = factor * g + decay * *theta;
             *buf = mu * *buf + d;
-            *theta = *theta - lr * *buf;
+            *theta -= lr * *buf;
         }
     });
     Ok(())

@@ -68,7 +68,7 @@ fn window_means<T: Float>(
                 }
             }
             for y in y {
-                *y = *y * scale;
+                *y *= scale;
             }
         }
     });
@@ -99,7 +99,7 @@ pub(super) fn backward<T: Float>(
             if row < p && column < q {
                 let dy = &dy[((n * p + row) * q + column) * c..][..c];
                 for (out, &dy) in out.iter_mut().zip(dy) {
-                    *out = *out + dy * scale;
+                    *out += dy * scale;
                 }
             }
         }

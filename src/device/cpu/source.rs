@@ -1,7 +1,7 @@
 //! Sources evaluated row by row, their adjoint, and joins.
 //!
-//! relu(A·x + C) is decided in one place, [`Values::pre_activation`]: forward value, tangent mask and adjoint mask come
-//! from the same rounded A·x + C. A value that is not a number counts as open, so that it travels on and is noticed.
+//! relu(A·(x − M) + C) is decided in one place, [`Values::pre_activation`]: forward value, tangent mask and adjoint mask come
+//! from the same rounded A·(x − M) + C. A value that is not a number counts as open, so that it travels on and is noticed.
 
 use std::ops::Range;
 
@@ -10,14 +10,22 @@ use super::epilogue::Finish;
 use super::{Arena, Cpu, Float, Lend};
 use crate::Result;
 
-/// Per-channel pair, each [C]: (A, C) of a source or (B, D) of a slope.
+/// Per-channel pair, each [C]: (B, D) of a slope, (mean, rstd) of statistics.
 pub(super) type Pair<'a, T> = (&'a [T], &'a [T]);
+
+/// The affine map of a source, each [C].
+#[derive(Clone, Copy)]
+pub(super) struct Affine<'a, T> {
+    pub scale: &'a [T],
+    pub shift: &'a [T],
+    pub centre: &'a [T],
+}
 
 /// A source whose operands are lent.
 #[derive(Clone, Copy)]
 pub(super) struct Values<'a, T> {
     pub x: &'a [T],
-    pub affine: Option<Pair<'a, T>>,
+    pub affine: Option<Affine<'a, T>>,
     pub relu: bool,
     pub channels: usize,
 }
@@ -39,6 +47,17 @@ pub(super) fn pair<'a, T: Float>(
     Ok(lend.read::<T>(what, span, 2 * channels)?.split_at(channels))
 }
 
+/// A `Real` [3][C] operand as the affine map it holds.
+pub(super) fn affine<'a, T: Float>(
+    lend: &mut Lend,
+    span: Mem<'a, Cpu<T>>,
+    channels: usize,
+) -> Result<Affine<'a, T>> {
+    let (scale, rest) = lend.read::<T>("affine", span, 3 * channels)?.split_at(channels);
+    let (shift, centre) = rest.split_at(channels);
+    Ok(Affine { scale, shift, centre })
+}
+
 impl<'a, T: Float> Values<'a, T> {
     /// Lends a source over a tensor of this shape.
     pub(super) fn lend(lend: &mut Lend, source: Source<'a, Arena>, shape: Rows) -> Result<Self> {
@@ -47,7 +66,7 @@ impl<'a, T: Float> Values<'a, T> {
             x: lend.read("source x", source.x, shape.len())?,
             affine: source
                 .affine
-                .map(|affine| pair::<T>(lend, "affine", affine, channels))
+                .map(|affine| self::affine::<T>(lend, affine, channels))
                 .transpose()?,
             relu: source.relu,
             channels,
@@ -66,29 +85,33 @@ impl<'a, T: Float> Values<'a, T> {
         first..self.channels.min(first + len)
     }
 
-    /// `f` of every element of `out` and its A·x + C.
+    /// `f` of every element of `out` and its A·(x − M) + C.
     #[inline(always)]
     fn pre_activation(&self, out: &mut [T], start: usize, f: impl Fn(&mut T, T)) {
         let x = &self.x[start..start + out.len()];
-        let Some((a, c)) = self.affine else {
+        let Some(Affine { scale, shift, centre }) = self.affine else {
             for (out, &x) in out.iter_mut().zip(x) {
                 f(out, x);
             }
             return;
         };
         let columns = self.columns(start, out.len());
-        let (a, c) = (&a[columns.clone()], &c[columns.clone()]);
+        let (a, c, m) = (
+            &scale[columns.clone()],
+            &shift[columns.clone()],
+            &centre[columns.clone()],
+        );
         for (out, x) in out
             .chunks_exact_mut(columns.len())
             .zip(x.chunks_exact(columns.len()))
         {
-            for (((out, &x), &a), &c) in out.iter_mut().zip(x).zip(a).zip(c) {
-                f(out, a * x + c);
+            for ((((out, &x), &a), &c), &m) in out.iter_mut().zip(x).zip(a).zip(c).zip(m) {
+                f(out, a * (x - m) + c);
             }
         }
     }
 
-    /// out ← relu(A·x + C), from element `start` on.
+    /// out ← relu(A·(x − M) + C), from element `start` on.
     pub(super) fn eval(&self, out: &mut [T], start: usize) {
         if self.relu {
             self.pre_activation(out, start, |out, v| *out = if closed(v) { T::ZERO } else { v });
@@ -104,55 +127,63 @@ impl<'a, T: Float> Values<'a, T> {
         }
     }
 
-    /// out ← A·out + B·x + D, the linear part that tangent and adjoint share.
-    fn linear(&self, out: &mut [T], start: usize, slope: Option<Pair<T>>) {
+    /// out ← A·out.
+    fn scale(&self, out: &mut [T], start: usize) {
+        let Some(affine) = self.affine else { return };
         let columns = self.columns(start, out.len());
-        if let Some((a, _)) = self.affine {
-            let a = &a[columns.clone()];
-            for out in out.chunks_exact_mut(columns.len()) {
-                for (out, &a) in out.iter_mut().zip(a) {
-                    *out = a * *out;
-                }
+        let a = &affine.scale[columns.clone()];
+        for out in out.chunks_exact_mut(columns.len()) {
+            for (out, &a) in out.iter_mut().zip(a) {
+                *out = a * *out;
             }
         }
-        if let Some((b, d)) = slope {
-            let x = &self.x[start..start + out.len()];
-            let (b, d) = (&b[columns.clone()], &d[columns.clone()]);
-            for (out, x) in out
-                .chunks_exact_mut(columns.len())
-                .zip(x.chunks_exact(columns.len()))
-            {
-                for (((out, &x), &b), &d) in out.iter_mut().zip(x).zip(b).zip(d) {
-                    *out = *out + (b * x + d);
+    }
+
+    /// out += B·(x − M) + D.
+    fn add_slope(&self, out: &mut [T], start: usize, slope: Option<Pair<T>>) {
+        let Some((b, d)) = slope else { return };
+        let columns = self.columns(start, out.len());
+        let x = &self.x[start..start + out.len()];
+        let (b, d) = (&b[columns.clone()], &d[columns.clone()]);
+        let m = self.affine.map(|affine| &affine.centre[columns.clone()]);
+        let rows = out
+            .chunks_exact_mut(columns.len())
+            .zip(x.chunks_exact(columns.len()));
+        for (out, x) in rows {
+            match m {
+                Some(m) => {
+                    for ((((out, &x), &b), &d), &m) in out.iter_mut().zip(x).zip(b).zip(d).zip(m) {
+                        *out += b * (x - m) + d;
+                    }
+                }
+                None => {
+                    for (((out, &x), &b), &d) in out.iter_mut().zip(x).zip(b).zip(d) {
+                        *out += b * x + d;
+                    }
                 }
             }
         }
     }
 
-    /// out ← mask·(A·tx + B·x + D), from element `start` on.
+    /// out ← mask·(A·tx + B·(x − M) + D), from element `start` on.
     pub(super) fn tangent(&self, out: &mut [T], start: usize, slopes: Slopes<T>) {
         match slopes.tx {
             Some(tx) => {
                 out.copy_from_slice(&tx[start..start + out.len()]);
-                self.linear(out, start, slopes.slope);
+                self.scale(out, start);
             }
-            None => {
-                out.fill(T::ZERO);
-                // No A·0: an A that overflowed must not make a zero tangent NaN.
-                Values {
-                    affine: None,
-                    ..*self
-                }
-                .linear(out, start, slopes.slope);
-            }
+            // No A·0: an A that overflowed must not make a zero tangent NaN.
+            None => out.fill(T::ZERO),
         }
+        self.add_slope(out, start, slopes.slope);
         self.mask(out, start);
     }
 
-    /// out ← A·mask·out + B·x + D, from element `start` on.
+    /// out ← A·mask·out + B·(x − M) + D, from element `start` on.
     fn adjoint(&self, out: &mut [T], start: usize, slope: Option<Pair<T>>) {
         self.mask(out, start);
-        self.linear(out, start, slope);
+        self.scale(out, start);
+        self.add_slope(out, start, slope);
     }
 }
 
@@ -190,7 +221,7 @@ fn closed<T: Float>(value: T) -> bool {
 /// out += addend.
 pub(super) fn add<T: Float>(out: &mut [T], addend: &[T]) {
     for (out, &addend) in out.iter_mut().zip(addend) {
-        *out = *out + addend;
+        *out += addend;
     }
 }
 

@@ -12,6 +12,9 @@ use std::sync::OnceLock;
 /// Machine code of all kernels for `Ptx::from_binary`; empty in a build without nvcc. The emulator does not look at it.
 pub static FATBIN: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/kernels.fatbin"));
 
+/// What the machine code is for, e.g. "sm_80,sm_90a,compute_80"; empty in a build without nvcc.
+pub const ARCHITECTURES: &str = env!("L2B_FATBIN_ARCHITECTURES");
+
 /// Names of all kernels of `kernels/*.cu`, found by the build script.
 pub const KERNEL_NAMES: &[&str] = include!(concat!(env!("OUT_DIR"), "/kernel_names.rs"));
 

@@ -2,6 +2,7 @@
 
 use cudarc::driver::{CudaContext, result, sys};
 
+use super::check_support;
 use super::driver::{self, device_error};
 use crate::Result;
 
@@ -26,6 +27,19 @@ pub struct Listing {
     pub kernels: usize,
     /// Bytes of machine code in this binary; 0 for one that was built without nvcc.
     pub kernel_bytes: usize,
+    /// What that code is for; empty likewise.
+    pub architectures: &'static str,
+}
+
+impl Listing {
+    /// The first GPU that this binary can compute on.
+    pub fn usable(&self) -> Option<&Gpu> {
+        let driver = self.driver?;
+        self.gpus.iter().find(|gpu| {
+            let what = format!("cuda:{}", gpu.ordinal);
+            self.kernel_bytes > 0 && check_support(&what, &gpu.name, gpu.capability, driver).is_ok()
+        })
+    }
 }
 
 /// The driver's CUDA version, e.g. (13, 0).
@@ -59,6 +73,7 @@ pub fn devices() -> Result<Listing> {
         gpus: Vec::new(),
         kernels: driver::KERNEL_NAMES.len(),
         kernel_bytes: driver::FATBIN.len(),
+        architectures: driver::ARCHITECTURES,
     };
     if !driver::present() {
         return Ok(listing);

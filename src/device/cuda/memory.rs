@@ -139,7 +139,7 @@ impl Out {
 pub(super) fn source(name: &str, source: Source<Arena>, shape: Rows) -> Result<KernelSource> {
     Ok(KernelSource {
         x: input::<f32>(name, source.x, shape.len())?,
-        affine: optional::<f32>("affine", source.affine, 2 * shape.channels as usize)?,
+        affine: optional::<f32>("affine", source.affine, 3 * shape.channels as usize)?,
         relu: source.relu.into(),
         reserved: 0,
     })

@@ -127,7 +127,7 @@ pub(super) fn forward(cuda: &Cuda, norm: Norm<Arena>, mode: Statistics) -> Resul
     check(&norm)?;
     let channels = norm.shape.channels as usize;
     let statistics = output::<f32>("statistics", norm.statistics, 2 * channels)?;
-    let affine = output::<f32>("affine", norm.affine, 2 * channels)?;
+    let affine = output::<f32>("affine", norm.affine, 3 * channels)?;
     let gamma = input::<f32>("gamma", norm.gamma, channels)?;
     let beta = input::<f32>("beta", norm.beta, channels)?;
     let eps = norm.eps as f32;
@@ -197,7 +197,7 @@ pub(super) fn tangent(
     let slope = output::<f32>("slope", norm.slope, 2 * channels)?;
     let partials = input::<f32>("partials", norm.partials, partials_len(norm.shape))?;
     let statistics = input::<f32>("statistics", norm.statistics, 2 * channels)?;
-    let affine = input::<f32>("affine", norm.affine, 2 * channels)?;
+    let affine = input::<f32>("affine", norm.affine, 3 * channels)?;
     let tgamma = input::<f32>("tgamma", tgamma, channels)?;
     let tbeta = input::<f32>("tbeta", tbeta, channels)?;
     let (shape, rows, batch) = (norm.shape, tile_rows(norm.shape.rows) as i32, is_batch(mode));
@@ -236,7 +236,7 @@ pub(super) fn backward(
     let dbeta = output::<f32>("dbeta", dbeta, channels)?;
     let partials = input::<f32>("partials", norm.partials, partials_len(norm.shape))?;
     let statistics = input::<f32>("statistics", norm.statistics, 2 * channels)?;
-    let affine = input::<f32>("affine", norm.affine, 2 * channels)?;
+    let affine = input::<f32>("affine", norm.affine, 3 * channels)?;
     let (shape, rows, batch) = (norm.shape, tile_rows(norm.shape.rows) as i32, is_batch(mode));
     let add = i32::from(write == Write::Add);
     let grid = grid2(channel_blocks(shape.channels), 1, BLOCK)?;

@@ -1,0 +1,168 @@
+//! `l2b compare`.
+
+use std::io::{IsTerminal, Write};
+use std::path::Path;
+use std::time::Duration;
+
+use clap::parser::ValueSource;
+use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::print;
+use crate::atomic::{self, NewFolder};
+use crate::compare::{Comparison, Plan};
+use crate::config::{ConfigArgs, Method};
+use crate::run_folder::{Summary, check_free, default_path};
+use crate::task::Task;
+use crate::{Error, Result};
+
+/// Train several methods on the same noisy data and tabulate them
+#[derive(Debug)]
+pub struct CompareArgs {
+    config: ConfigArgs,
+    methods: Vec<Method>,
+    /// Empty: the one of the configuration.
+    noise: Vec<f64>,
+    seeds: u32,
+}
+
+/// The options of a run, with lists where a comparison has several values.
+impl Args for CompareArgs {
+    fn augment_args(command: Command) -> Command {
+        ConfigArgs::augment_args(command)
+            .about("Train several methods on the same noisy data and tabulate them")
+            .mut_arg("method", |arg| {
+                arg.long("methods")
+                    .value_delimiter(',')
+                    .default_values(["ce", "bootstrap", "l2rw", "l2b", "clean"])
+                    .action(ArgAction::Append)
+                    .help("Methods, separated by commas")
+            })
+            .mut_arg("noise", |arg| {
+                arg.value_delimiter(',')
+                    .action(ArgAction::Append)
+                    .help("Nominal noise rates, separated by commas")
+            })
+            .mut_arg("seed", |arg| arg.help("First seed"))
+            .arg(
+                Arg::new("seeds")
+                    .long("seeds")
+                    .help_heading("Method")
+                    .value_parser(clap::value_parser!(u32).range(1..=10_000))
+                    .default_value("5")
+                    .help("Number of seeds"),
+            )
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+impl FromArgMatches for CompareArgs {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let mut methods: Vec<Method> = matches.get_many("method").unwrap_or_default().copied().collect();
+        let mut noise: Vec<f64> = match matches.value_source("noise") {
+            Some(ValueSource::CommandLine) => {
+                matches.get_many("noise").unwrap_or_default().copied().collect()
+            }
+            _ => Vec::new(),
+        };
+        let mut seen = Vec::new();
+        methods.retain(|m| !seen.contains(m) && (seen.push(*m), true).1);
+        let mut seen = Vec::new();
+        noise.retain(|n| !seen.contains(n) && (seen.push(*n), true).1);
+        Ok(CompareArgs {
+            config: ConfigArgs::from_arg_matches(matches)?,
+            methods,
+            noise,
+            seeds: matches.get_one("seeds").copied().unwrap_or(1),
+        })
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+/// Runs `l2b compare`, printing the tables to `out`.
+///
+/// # Errors
+/// Whatever the library reports.
+pub fn run(args: &CompareArgs, out: &mut impl Write) -> Result<()> {
+    // The method of a recipe is not asked for; a warm-up is checked against each method of the comparison.
+    let base = args.config.load_with(|config| config.method = Method::Ce)?;
+    let resolved = base.clone().resolve()?;
+    let Some(default) = resolved.noise else {
+        let hint = "every run draws its own noise: give --noise instead";
+        return Err(Error::config("--labels", "none in a comparison", "a file", hint));
+    };
+    let noise = if args.noise.is_empty() {
+        vec![default]
+    } else {
+        args.noise.clone()
+    };
+    let target = base.out.clone().unwrap_or_else(|| default_path("compare"));
+    check_free(&target)?;
+    let per_epoch = u64::from(Task::open(&resolved)?.train.len());
+    let plan = Plan {
+        base,
+        methods: args.methods.clone(),
+        noise,
+        seeds: args.seeds,
+    };
+    let count = plan.methods.len() * plan.noise.len() * plan.seeds as usize;
+
+    let bar = progress_bar(per_epoch * u64::from(resolved.epochs) * count as u64);
+    let comparison = plan.run(|images, finished| {
+        bar.inc(images as u64);
+        if let Some(summary) = finished {
+            bar.println(line(summary));
+        }
+    });
+    bar.finish_and_clear();
+    let comparison = comparison?;
+    save(&comparison, &target)?;
+    print(
+        out,
+        &format!("{}\nfolder {}\n", comparison.markdown(), target.display()),
+    )
+}
+
+fn save(comparison: &Comparison, target: &Path) -> Result<()> {
+    let folder = NewFolder::create(target)?;
+    let json = serde_json::to_string_pretty(comparison).map_err(|e| Error::Internal(e.to_string()))?;
+    for (name, text) in [
+        ("compare.md", comparison.markdown()),
+        ("compare.json", json + "\n"),
+        ("compare.csv", comparison.csv()),
+    ] {
+        atomic::write_file(&folder.path().join(name), text.as_bytes())?;
+    }
+    folder.commit()
+}
+
+/// Images of all runs; draws on a terminal only.
+fn progress_bar(images: u64) -> ProgressBar {
+    if !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::new(images);
+    let style = ProgressStyle::with_template("{bar:40} {percent:>3} %, {eta} left");
+    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    bar.enable_steady_tick(Duration::from_millis(200));
+    bar
+}
+
+fn line(s: &Summary) -> String {
+    format!(
+        "{:<9}  noise {:>5.2} %  seed {:>3}  last {:>6.2} %  best {:>6.2} %  {:>5.1} s",
+        s.method,
+        100.0 * s.noise_realised.unwrap_or(0.0),
+        s.seed,
+        100.0 * s.last_accuracy,
+        100.0 * s.best_accuracy,
+        s.seconds
+    )
+}

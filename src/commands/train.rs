@@ -1,0 +1,240 @@
+//! `l2b train`.
+
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::print;
+use crate::config::{ConfigArgs, RunConfig};
+use crate::device::Device;
+use crate::device::choice::{Visitor, with_device};
+use crate::epoch_log::EpochRecord;
+use crate::run_folder::{RunFolder, Summary, check_free, default_path, prepare};
+use crate::task::Task;
+use crate::train::{Trainer, architecture, memory};
+use crate::{Error, Result};
+
+/// Train a network; without options: the bundled digits, 40 % noise, L2B
+#[derive(Args, Debug)]
+pub struct TrainArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// Go on with the run in this folder, from its last complete epoch
+    #[arg(long, value_name = "DIR")]
+    resume: Option<PathBuf>,
+}
+
+/// Runs `l2b train`, printing a row an epoch and the summary to `out`.
+///
+/// # Errors
+/// Whatever the library reports.
+pub fn run(args: &TrainArgs, out: &mut impl Write) -> Result<()> {
+    match &args.resume {
+        None => {
+            let config = args.config.load()?;
+            if let Some(out) = &config.out {
+                check_free(out)?;
+            }
+            start(config, None, out)
+        }
+        Some(folder) => {
+            // The other options are those of the run; threads change no result.
+            if let Some(option) = args.config.given().find(|&name| name != "threads") {
+                let what = format!("--{} beside --resume", option.replace('_', "-"));
+                let hint = "a run goes on with the configuration in its folder";
+                return Err(Error::config(what, "no option but --threads", "one", hint));
+            }
+            let threads = args.config.load_with(|_| ())?.threads;
+            let (folder, config) = RunFolder::open(folder)?;
+            start(
+                RunConfig {
+                    threads: threads.or(config.threads),
+                    ..config
+                },
+                Some(folder),
+                out,
+            )
+        }
+    }
+}
+
+fn start(mut config: RunConfig, folder: Option<RunFolder>, out: &mut impl Write) -> Result<()> {
+    let task = prepare(&mut config)?;
+    let (device, precision, threads) = (config.device, config.precision, config.threads);
+    with_device(
+        device,
+        precision,
+        threads,
+        Run {
+            config,
+            task,
+            folder,
+            out,
+        },
+    )
+}
+
+/// A run on a device yet to be chosen.
+struct Run<'a, W> {
+    config: RunConfig,
+    task: Task,
+    /// None: a new one.
+    folder: Option<RunFolder>,
+    out: &'a mut W,
+}
+
+impl<W: Write> Visitor for Run<'_, W> {
+    type Output = ();
+
+    fn visit<D: Device>(self, device: D) -> Result<()> {
+        let Run {
+            config,
+            task,
+            folder,
+            out,
+        } = self;
+        let bytes = memory(&device, &config, &task)?;
+        print(out, &head(&device, &config, &task, bytes)?)?;
+        let mut trainer = Trainer::new(device, config, task)?;
+        let folder = match folder {
+            Some(folder) => {
+                folder.resume(&mut trainer)?;
+                print(out, &format!("resumed after epoch {}\n", trainer.state.epoch))?;
+                folder
+            }
+            None => RunFolder::create(&new_path(&trainer.config), &trainer)?,
+        };
+        let bar = progress_bar(&trainer);
+        print(out, HEADER)?;
+        while !trainer.is_done() {
+            bar.set_prefix(format!("epoch {}", trainer.state.epoch + 1));
+            let record = trainer
+                .epoch(|images| bar.inc(images as u64))
+                .map_err(|error| kept(error, &folder))?;
+            folder.save_epoch(&trainer, &record)?;
+            bar.set_message(format!(
+                "test {:.2} %, loss {:.3}, {:.0} images/s",
+                100.0 * record.test_accuracy,
+                record.train_loss,
+                record.images_per_second
+            ));
+            bar.suspend(|| print(out, &row(&record)))?;
+        }
+        bar.finish_and_clear();
+        let summary = folder.finish(&trainer)?;
+        print(out, &tail(&summary, folder.path()))
+    }
+}
+
+fn new_path(config: &RunConfig) -> PathBuf {
+    let name = format!("{}-{}", config.method.name(), config.seed);
+    config.out.clone().unwrap_or_else(|| default_path(&name))
+}
+
+/// Says where the last good state is.
+fn kept(error: Error, folder: &RunFolder) -> Error {
+    match error {
+        Error::Diverged {
+            step,
+            what,
+            value,
+            hint,
+        } => {
+            let path = folder.path().display();
+            let hint = format!("{hint}; the state of the last complete epoch is kept in {path}");
+            Error::Diverged {
+                step,
+                what,
+                value,
+                hint,
+            }
+        }
+        other => other,
+    }
+}
+
+/// Images of all epochs; draws on a terminal only.
+fn progress_bar<D: Device>(trainer: &Trainer<D>) -> ProgressBar {
+    if !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let per_epoch = u64::from(trainer.task.train.len());
+    let bar = ProgressBar::new(per_epoch * u64::from(trainer.config.epochs));
+    let style = ProgressStyle::with_template("{prefix} {bar:30} {percent:>3} %, {eta} left; {msg}");
+    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    bar.set_position(per_epoch * u64::from(trainer.state.epoch));
+    bar.enable_steady_tick(Duration::from_millis(200));
+    bar
+}
+
+fn head<D: Device>(device: &D, config: &RunConfig, task: &Task, bytes: usize) -> Result<String> {
+    let program = architecture(config, task).program()?;
+    Ok(format!(
+        "data    {}: {} train, {} clean, {} test images\nlabels  {}\nnetwork width {}, blocks {:?}, {} parameters\n\
+         device  {}, {}, {:.1} MB\n",
+        task.manifest.name,
+        task.train.len(),
+        task.meta.len(),
+        task.test.len(),
+        noise(
+            task.overlay.nominal,
+            task.clean_known.then_some(task.overlay.realised),
+            &task.overlay.kind
+        ),
+        config.width,
+        config.blocks,
+        program.parameter_count(),
+        device.name(),
+        config.precision.name(),
+        bytes as f64 / 1e6,
+    ))
+}
+
+/// Noise in words: nominal and realised rate.
+fn noise(nominal: Option<f64>, realised: Option<f64>, kind: &str) -> String {
+    let nominal = nominal.map_or(String::new(), |r| format!(", nominal {:.1} %", 100.0 * r));
+    let realised = realised.map_or("unknown".to_owned(), |r| format!("{:.2} %", 100.0 * r));
+    format!("{kind}{nominal}, realised (wrong labels) {realised}")
+}
+
+/// Weights are means over an epoch, times 1000.
+const HEADER: &str = "epoch       lr  train loss  train acc  (clean)  test acc    best  \
+                      α clean  α wrong  β clean  β wrong  images/s  seconds\n";
+
+fn row(r: &EpochRecord) -> String {
+    let percent = |share: f64| format!("{:.2}", 100.0 * share);
+    let weight = |mean: Option<f64>| mean.map_or("-".to_owned(), |w| format!("{:.2}", 1000.0 * w));
+    format!(
+        "{:>5}  {:.5}  {:>10.4}  {:>9}  {:>7}  {:>8}  {:>6}  {:>7}  {:>7}  {:>7}  {:>7}  {:>8.0}  {:>7.2}\n",
+        r.epoch,
+        r.lr,
+        r.train_loss,
+        percent(r.train_accuracy),
+        r.train_clean_accuracy.map_or("-".to_owned(), percent),
+        percent(r.test_accuracy),
+        percent(r.best_accuracy),
+        weight(r.alpha_clean),
+        weight(r.alpha_corrupted),
+        weight(r.beta_clean),
+        weight(r.beta_corrupted),
+        r.images_per_second,
+        r.seconds,
+    )
+}
+
+fn tail(s: &Summary, folder: &Path) -> String {
+    format!(
+        "test accuracy  last epoch {:.2} %, best {:.2} % (epoch {}, chosen on the test images)\n\
+         noise          {}\ntime           {:.1} s, {:.0} images/s\nrun folder     {}\n",
+        100.0 * s.last_accuracy,
+        100.0 * s.best_accuracy,
+        s.best_epoch,
+        noise(s.noise_nominal, s.noise_realised, &s.noise_kind),
+        s.seconds,
+        s.images_per_second,
+        folder.display(),
+    )
+}

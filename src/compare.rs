@@ -1,0 +1,388 @@
+//! Several methods on the same data: for each seed and noise rate, all of them get the same clean set, the same noisy
+//! labels and the same initial weights.
+
+use std::fmt::Write;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use serde::Serialize;
+
+use crate::config::{Method, RunConfig};
+use crate::device::Device;
+use crate::device::choice::{DeviceChoice, Visitor, resolve, with_device};
+use crate::run_folder::{Summary, prepare, summary};
+use crate::task::Task;
+use crate::train::Trainer;
+use crate::{Error, Result};
+
+/// What to compare.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Everything but method, noise and seed.
+    pub base: RunConfig,
+    pub methods: Vec<Method>,
+    /// Nominal rates.
+    pub noise: Vec<f64>,
+    /// How many seeds, from `base.seed` on.
+    pub seeds: u32,
+}
+
+/// One run of the comparison.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Row {
+    pub method: Method,
+    pub noise: f64,
+    #[serde(flatten)]
+    pub summary: Summary,
+}
+
+/// Mean, sample standard deviation (null for one value) and extremes.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Spread {
+    pub n: usize,
+    pub mean: f64,
+    pub std: Option<f64>,
+    pub min: f64,
+    pub max: f64,
+}
+
+impl Spread {
+    /// Of at least one value.
+    pub fn of(values: &[f64]) -> Self {
+        let n = values.len();
+        let mean = values.iter().sum::<f64>() / n as f64;
+        let square = values.iter().map(|v| (v - mean) * (v - mean)).sum::<f64>();
+        Spread {
+            n,
+            mean,
+            std: (n > 1).then(|| (square / (n - 1) as f64).sqrt()),
+            min: values.iter().copied().fold(f64::INFINITY, f64::min),
+            max: values.iter().copied().fold(f64::NEG_INFINITY, f64::max),
+        }
+    }
+}
+
+/// One method at one noise rate, over the seeds.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Cell {
+    pub method: Method,
+    pub noise: f64,
+    /// Fraction of wrong labels.
+    pub noise_realised: Option<Spread>,
+    /// Accuracies, 0 to 1.
+    pub last: Spread,
+    pub best: Spread,
+    pub seconds: Spread,
+}
+
+/// Accuracy of one method less that of another in the last epoch, seed by seed.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Difference {
+    pub method: Method,
+    pub against: Method,
+    pub noise: f64,
+    pub last: Spread,
+    /// Seeds in which the first is ahead.
+    pub ahead: usize,
+}
+
+/// All of it, as `compare.json` holds it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Comparison {
+    pub table: Vec<Cell>,
+    pub differences: Vec<Difference>,
+    /// Runs that went on side by side: times are those under this load.
+    pub side_by_side: usize,
+    pub runs: Vec<Row>,
+}
+
+impl Plan {
+    /// Configurations of all runs, by noise, then seed, then method.
+    fn runs(&self) -> Result<Vec<RunConfig>> {
+        let mut runs = Vec::new();
+        for &noise in &self.noise {
+            for seed in 0..u64::from(self.seeds) {
+                for &method in &self.methods {
+                    let seed = self.base.seed + seed;
+                    runs.push(
+                        RunConfig {
+                            method,
+                            noise: Some(noise),
+                            seed,
+                            ..self.base.clone()
+                        }
+                        .resolve()?,
+                    );
+                }
+            }
+        }
+        Ok(runs)
+    }
+
+    /// How many runs go on side by side, and the CPU threads of each. Runs are independent: one thread each wastes
+    /// none of them on waiting for others within a step (the bundled network: README, comparison). A GPU does one at a
+    /// time.
+    fn side_by_side(&self) -> (usize, Option<usize>) {
+        if resolve(self.base.device) != DeviceChoice::Cpu {
+            return (1, self.base.threads);
+        }
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
+        (self.base.threads.unwrap_or(cores), Some(1))
+    }
+
+    /// Trains everything. `progress` hears of every step (images, None) and of every run's end (0, its summary), from
+    /// several threads.
+    ///
+    /// # Errors
+    /// The first run's that fails; the others are given up.
+    pub fn run(&self, progress: impl Fn(usize, Option<&Summary>) + Sync) -> Result<Comparison> {
+        let runs = self.runs()?;
+        let (side_by_side, threads) = self.side_by_side();
+        let side_by_side = side_by_side.min(runs.len()).max(1);
+        let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
+        let done: Mutex<Vec<(usize, Result<Summary>)>> = Mutex::new(Vec::new());
+        let work = || {
+            while !failed.load(Ordering::Relaxed) {
+                let index = next.fetch_add(1, Ordering::Relaxed);
+                let Some(config) = runs.get(index) else { return };
+                let result = train(config.clone(), threads, &failed, &progress);
+                failed.fetch_or(result.is_err(), Ordering::Relaxed);
+                done.lock()
+                    .expect("no thread panics while it holds this")
+                    .push((index, result));
+            }
+        };
+        std::thread::scope(|scope| {
+            let helpers: Vec<_> = (1..side_by_side).map(|_| scope.spawn(work)).collect();
+            work();
+            helpers.into_iter().try_for_each(|helper| {
+                helper
+                    .join()
+                    .map_err(|_| Error::Internal("a thread of the comparison panicked".into()))
+            })
+        })?;
+        let mut done = done.into_inner().expect("no thread panics while it holds this");
+        done.sort_unstable_by_key(|(index, _)| *index);
+        let mut rows = Vec::new();
+        for (index, result) in done {
+            let (method, noise) = (runs[index].method, runs[index].noise.unwrap_or(0.0));
+            rows.push(Row {
+                method,
+                noise,
+                summary: result?,
+            });
+        }
+        Ok(self.tabulate(rows, side_by_side))
+    }
+
+    fn tabulate(&self, runs: Vec<Row>, side_by_side: usize) -> Comparison {
+        // In the order of the seeds, which is that of `runs`.
+        let of = |method: Method, noise: f64, get: fn(&Summary) -> f64| -> Vec<f64> {
+            runs.iter()
+                .filter(|r| r.method == method && r.noise == noise)
+                .map(|r| get(&r.summary))
+                .collect()
+        };
+        let (mut table, mut differences) = (Vec::new(), Vec::new());
+        for &noise in &self.noise {
+            for &method in &self.methods {
+                let realised = of(method, noise, |s| s.noise_realised.unwrap_or(f64::NAN));
+                table.push(Cell {
+                    method,
+                    noise,
+                    noise_realised: realised
+                        .iter()
+                        .all(|r| r.is_finite())
+                        .then(|| Spread::of(&realised)),
+                    last: Spread::of(&of(method, noise, |s| s.last_accuracy)),
+                    best: Spread::of(&of(method, noise, |s| s.best_accuracy)),
+                    seconds: Spread::of(&of(method, noise, |s| s.seconds)),
+                });
+            }
+            for &against in self.methods.iter().filter(|&&m| m != Method::L2b) {
+                let first = of(Method::L2b, noise, |s| s.last_accuracy);
+                let second = of(against, noise, |s| s.last_accuracy);
+                let paired: Vec<f64> = first.iter().zip(&second).map(|(a, b)| a - b).collect();
+                if !paired.is_empty() {
+                    let (last, ahead) = (Spread::of(&paired), paired.iter().filter(|d| **d > 0.0).count());
+                    differences.push(Difference {
+                        method: Method::L2b,
+                        against,
+                        noise,
+                        last,
+                        ahead,
+                    });
+                }
+            }
+        }
+        Comparison {
+            table,
+            differences,
+            side_by_side,
+            runs,
+        }
+    }
+}
+
+/// Trains one run in memory.
+fn train(
+    mut config: RunConfig,
+    threads: Option<usize>,
+    given_up: &AtomicBool,
+    progress: &(impl Fn(usize, Option<&Summary>) + Sync),
+) -> Result<Summary> {
+    let task = prepare(&mut config)?;
+    let (device, precision) = (config.device, config.precision);
+    with_device(
+        device,
+        precision,
+        threads,
+        Run {
+            config,
+            task,
+            given_up,
+            progress,
+        },
+    )
+}
+
+struct Run<'a, P> {
+    config: RunConfig,
+    task: Task,
+    given_up: &'a AtomicBool,
+    progress: &'a P,
+}
+
+impl<P: Fn(usize, Option<&Summary>)> Visitor for Run<'_, P> {
+    type Output = Summary;
+
+    fn visit<D: Device>(self, device: D) -> Result<Summary> {
+        let mut trainer = Trainer::new(device, self.config, self.task)?;
+        while !trainer.is_done() && !self.given_up.load(Ordering::Relaxed) {
+            trainer.epoch(|images| (self.progress)(images, None))?;
+        }
+        let summary = summary(&trainer)?;
+        (self.progress)(0, Some(&summary));
+        Ok(summary)
+    }
+}
+
+impl Comparison {
+    /// The tables, in Markdown.
+    pub fn markdown(&self) -> String {
+        let mut rows = vec![words(&[
+            "noise",
+            "wrong labels",
+            "method",
+            "last epoch",
+            "best epoch",
+            "n",
+            "seconds",
+        ])];
+        rows.push(words(&["--:", "--:", "---", "--:", "--:", "--:", "--:"]));
+        rows.extend(self.table.iter().map(|cell| {
+            vec![
+                format!("{:.0} %", 100.0 * cell.noise),
+                cell.noise_realised
+                    .map_or("-".into(), |r| format!("{:.1} %", 100.0 * r.mean)),
+                cell.method.name().to_owned(),
+                percent(&cell.last),
+                percent(&cell.best),
+                cell.last.n.to_string(),
+                plus_minus(&cell.seconds, 1.0, 1),
+            ]
+        }));
+        let mut text = table(&rows);
+        if !self.differences.is_empty() {
+            let mut rows = vec![words(&[
+                "noise",
+                "paired difference, last epoch",
+                "points",
+                "lowest",
+                "ahead in",
+            ])];
+            rows.push(words(&["--:", "---", "--:", "--:", "--:"]));
+            rows.extend(self.differences.iter().map(|d| {
+                vec![
+                    format!("{:.0} %", 100.0 * d.noise),
+                    format!("{} − {}", d.method.name(), d.against.name()),
+                    percent(&d.last),
+                    format!("{:+.2}", 100.0 * d.last.min),
+                    format!("{} of {}", d.ahead, d.last.n),
+                ]
+            }));
+            text = format!("{text}\n{}", table(&rows));
+        }
+        let _ = writeln!(
+            text,
+            "\nAccuracy in % on the test split, mean ± standard deviation over n seeds. The best epoch is chosen on the \
+             test split. Seconds of one run, {} side by side.",
+            self.side_by_side
+        );
+        text
+    }
+
+    /// One line a run.
+    pub fn csv(&self) -> String {
+        let mut text =
+            "method,noise,seed,noise_realised,last_accuracy,best_accuracy,best_epoch,seconds,weights_sha256\n".to_owned();
+        for Row {
+            method,
+            noise,
+            summary: s,
+        } in &self.runs
+        {
+            let realised = s.noise_realised.map_or(String::new(), |r| r.to_string());
+            let _ = writeln!(
+                text,
+                "{},{noise},{},{realised},{},{},{},{:.3},{}",
+                method.name(),
+                s.seed,
+                s.last_accuracy,
+                s.best_accuracy,
+                s.best_epoch,
+                s.seconds,
+                s.weights_sha256,
+            );
+        }
+        text
+    }
+}
+
+fn words(words: &[&str]) -> Vec<String> {
+    words.iter().map(|w| (*w).to_owned()).collect()
+}
+
+fn table(rows: &[Vec<String>]) -> String {
+    rows.iter()
+        .map(|cells| format!("| {} |\n", cells.join(" | ")))
+        .collect()
+}
+
+fn percent(spread: &Spread) -> String {
+    plus_minus(spread, 100.0, 2)
+}
+
+fn plus_minus(spread: &Spread, factor: f64, digits: usize) -> String {
+    let mean = factor * spread.mean;
+    match spread.std {
+        Some(std) => format!("{mean:.digits$} ± {:.digits$}", factor * std),
+        None => format!("{mean:.digits$}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spread_by_hand() {
+        let spread = Spread::of(&[1.0, 2.0, 6.0]);
+        assert_eq!(
+            (spread.n, spread.mean, spread.min, spread.max),
+            (3, 3.0, 1.0, 6.0)
+        );
+        assert_eq!(spread.std, Some(7f64.sqrt()));
+        assert_eq!(Spread::of(&[4.0]).std, None);
+    }
+}

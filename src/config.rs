@@ -1,0 +1,648 @@
+//! What a run is made of: every hyper-parameter once, with its default, its meaning and its range.
+//!
+//! The struct is the command line (clap), the TOML recipe (serde) and the resolved `config.toml` of a run folder alike.
+//! Precedence: option on the command line, then recipe, then default.
+
+use std::path::{Path, PathBuf};
+
+use clap::parser::ValueSource;
+use clap::{Arg, ArgMatches, Args, Command, FromArgMatches, value_parser};
+use serde::{Deserialize, Serialize};
+
+use crate::data::noise::NoiseKind;
+use crate::device::Normalise;
+use crate::device::choice::{DeviceChoice, Precision};
+use crate::engine::{EngineOptions, InnerProduct, NormMode, VirtualStep};
+use crate::model::Init;
+use crate::schedule::Schedule;
+use crate::step::Objective;
+use crate::{Error, Result};
+
+/// Name of the dataset inside the binary.
+pub const BUNDLED: &str = "digits";
+
+/// Nominal noise rate of the bundled dataset where none is asked for.
+const DEFAULT_NOISE: f64 = 0.4;
+
+/// Clean images per class where nothing else says what is clean.
+const DEFAULT_META_PER_CLASS: u32 = 10;
+
+/// Epochs of plain cross-entropy where nothing else is asked for.
+const DEFAULT_WARM_UP: u32 = 2;
+
+/// What is trained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum Method {
+    /// Cross-entropy on the given labels
+    Ce,
+    /// Given and predicted labels mixed with a fixed share
+    Bootstrap,
+    /// Given labels, reweighted by the clean images
+    L2rw,
+    /// Given and predicted labels, reweighted by the clean images
+    L2b,
+    /// Cross-entropy on the clean images alone, with as many updates
+    Clean,
+}
+
+impl Method {
+    /// Its name on the command line and in files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Method::Ce => "ce",
+            Method::Bootstrap => "bootstrap",
+            Method::L2rw => "l2rw",
+            Method::L2b => "l2b",
+            Method::Clean => "clean",
+        }
+    }
+
+    /// What a step after the warm-up minimises.
+    pub fn objective(self) -> Objective {
+        match self {
+            Method::Ce | Method::Clean => Objective::CrossEntropy,
+            Method::Bootstrap => Objective::Bootstrap,
+            Method::L2rw => Objective::Reweight,
+            Method::L2b => Objective::L2b,
+        }
+    }
+
+    /// Whether it cannot do without clean images.
+    pub fn needs_clean(self) -> bool {
+        self == Method::Clean || self.objective().is_meta()
+    }
+
+    /// Whether the warm-up differs from the rest.
+    pub fn warms_up(self) -> bool {
+        self.objective() != Objective::CrossEntropy
+    }
+}
+
+/// How raw weights become weights (METHOD 2.4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum Weights {
+    /// Negative ones to zero, then divided by their sum
+    Org,
+    /// softmax(raw / temperature)
+    Softmax,
+    /// Logistic function, then divided by their sum
+    Sigmoid,
+    /// softmax(raw), entries at or below the threshold to zero
+    Hard,
+}
+
+/// Everything a run depends on.
+#[derive(Clone, Debug, PartialEq, Args, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RunConfig {
+    /// `digits` (in the binary) or a dataset folder
+    #[arg(long, default_value = BUNDLED, help_heading = "Data")]
+    pub data: PathBuf,
+    /// Overlay file with noisy labels and the clean set, from `l2b data noise`
+    #[arg(long, help_heading = "Data")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub labels: Option<PathBuf>,
+    /// Nominal noise rate, 0 to 1 [default: 0.4 for digits, 0 for folders, whose labels then stay as given]
+    #[arg(long, help_heading = "Data")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub noise: Option<f64>,
+    /// Rule by which labels go wrong
+    #[arg(long, value_enum, default_value_t = NoiseKind::Uniform, help_heading = "Data")]
+    pub noise_kind: NoiseKind,
+    /// Split that holds the clean images
+    #[arg(long, help_heading = "Data")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub meta_split: Option<String>,
+    /// Clean images per class, taken out of train [default: 10]
+    #[arg(long, help_heading = "Data")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub meta_per_class: Option<u32>,
+    /// Read with positional reads instead of a memory map
+    #[arg(long, action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true", help_heading = "Data")]
+    pub no_mmap: bool,
+    /// Pixels of padding before a random crop
+    #[arg(long, default_value_t = 0, help_heading = "Data")]
+    pub pad: u32,
+    /// Mirror half of the train images
+    #[arg(long, action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true", help_heading = "Data")]
+    pub flip: bool,
+
+    /// What is trained
+    #[arg(long, value_enum, default_value_t = Method::L2b, help_heading = "Method")]
+    pub method: Method,
+    /// Epochs of cross-entropy on the given labels before the method starts [default: 2]
+    #[arg(long, help_heading = "Method")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub warm_up: Option<u32>,
+    /// Clean images per step [default: as --batch, or all there are]
+    #[arg(long, help_heading = "Method")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub meta_batch: Option<u32>,
+    /// Virtual step: the real optimizer's, or plain SGD
+    #[arg(long, value_enum, default_value_t = VirtualStep::Momentum, help_heading = "Method")]
+    pub virtual_step: VirtualStep,
+    /// How the gradients' inner products are computed
+    #[arg(long, value_enum, default_value_t = InnerProduct::Tangent, help_heading = "Method")]
+    pub inner_product: InnerProduct,
+    /// Batch-norm statistics in training
+    #[arg(long, value_enum, default_value_t = NormMode::Batch, help_heading = "Method")]
+    pub norm: NormMode,
+    /// How raw weights become weights
+    #[arg(long, value_enum, default_value_t = Weights::Org, help_heading = "Method")]
+    pub weights: Weights,
+    /// Temperature of softmax weights
+    #[arg(long, default_value_t = 10.0, help_heading = "Method")]
+    pub temperature: f64,
+    /// Threshold of hard weights
+    #[arg(long, default_value_t = 0.0, help_heading = "Method")]
+    pub threshold: f64,
+    /// Step size of the weights
+    #[arg(long, default_value_t = 1.0, help_heading = "Method")]
+    pub eta: f64,
+    /// Share of the given label in bootstrapping
+    #[arg(long, default_value_t = 0.8, help_heading = "Method")]
+    pub bootstrap: f64,
+
+    /// Channels of the first stage of the pre-activation residual network
+    #[arg(long, default_value_t = 16, help_heading = "Model")]
+    pub width: usize,
+    /// Residual blocks of each stage
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 1, 1], help_heading = "Model")]
+    pub blocks: Vec<usize>,
+    /// How weights start
+    #[arg(long, value_enum, default_value_t = Init::He, help_heading = "Model")]
+    pub init: Init,
+
+    /// Passes over the train images
+    #[arg(long, default_value_t = 30, help_heading = "Optimizer")]
+    pub epochs: u32,
+    /// Train images per step
+    #[arg(long, default_value_t = 64, help_heading = "Optimizer")]
+    pub batch: u32,
+    /// Learning rate at the start
+    #[arg(long, default_value_t = 0.05, help_heading = "Optimizer")]
+    pub lr: f64,
+    /// How the learning rate falls
+    #[arg(long, value_enum, default_value_t = Schedule::Cosine, help_heading = "Optimizer")]
+    pub schedule: Schedule,
+    /// Epochs at which --schedule step divides the learning rate by 10
+    #[arg(long, value_delimiter = ',', default_values_t = [150], help_heading = "Optimizer")]
+    pub milestones: Vec<u32>,
+    /// SGD momentum
+    #[arg(long, default_value_t = 0.9, help_heading = "Optimizer")]
+    pub momentum: f64,
+    /// Weight decay, on every parameter
+    #[arg(long, default_value_t = 5e-4, help_heading = "Optimizer")]
+    pub weight_decay: f64,
+    /// Largest gradient norm; 0: no clipping
+    #[arg(long, default_value_t = 0.0, help_heading = "Optimizer")]
+    pub clip: f64,
+
+    /// auto, cpu, cuda[:N] or emulator
+    #[arg(long, default_value_t = DeviceChoice::Auto, help_heading = "Run")]
+    pub device: DeviceChoice,
+    /// Number format
+    #[arg(long, value_enum, default_value_t = Precision::F32, help_heading = "Run")]
+    pub precision: Precision,
+    /// Threads of the CPU device [default: one per core]; no result depends on it
+    #[arg(long, help_heading = "Run")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub threads: Option<usize>,
+    /// Seed of clean set, noise, initial weights and order
+    #[arg(long, default_value_t = 0, help_heading = "Run")]
+    pub seed: u64,
+    /// Images per step of an evaluation
+    #[arg(long, default_value_t = 128, help_heading = "Run")]
+    pub eval_batch: u32,
+    /// Folder to write, which must not exist [default: a new one under runs/]
+    #[arg(long, help_heading = "Run")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub out: Option<PathBuf>,
+}
+
+impl Default for RunConfig {
+    fn default() -> Self {
+        let matches = RunConfig::augment_args(Command::new("defaults")).get_matches_from(["defaults"]);
+        RunConfig::from_arg_matches(&matches).expect("defaults are valid")
+    }
+}
+
+impl RunConfig {
+    /// Fills in what depends on other options, then checks every range.
+    ///
+    /// # Errors
+    /// `Config` naming the option.
+    pub fn resolve(mut self) -> Result<Self> {
+        if self.labels.is_some() && self.noise.is_some() {
+            return Err(conflict(
+                "noise",
+                "labels",
+                "the overlay file already holds noisy labels",
+            ));
+        }
+        if self.meta_per_class.is_some() && self.meta_split.is_some() {
+            return Err(conflict(
+                "meta-per-class",
+                "meta-split",
+                "choose one source of clean images",
+            ));
+        }
+        if self.meta_per_class.is_some() && self.labels.is_some() {
+            return Err(conflict(
+                "meta-per-class",
+                "labels",
+                "the overlay file names its clean images",
+            ));
+        }
+        if self.labels.is_none() {
+            let noise = if self.is_bundled() { DEFAULT_NOISE } else { 0.0 };
+            self.noise.get_or_insert(noise);
+            if self.meta_split.is_none() {
+                self.meta_per_class.get_or_insert(DEFAULT_META_PER_CLASS);
+            }
+        }
+        let last = self.epochs.saturating_sub(1);
+        let warm_up = *self.warm_up.get_or_insert(DEFAULT_WARM_UP.min(last));
+        self.check()?;
+        if self.method.warms_up() && warm_up > last {
+            return Err(Error::config(
+                "--warm-up",
+                format!("0 to {last}, fewer than --epochs"),
+                warm_up.to_string(),
+                format!("otherwise {} never starts", self.method.name()),
+            ));
+        }
+        Ok(self)
+    }
+
+    /// Whether the dataset is the one inside the binary.
+    pub fn is_bundled(&self) -> bool {
+        self.data == Path::new(BUNDLED)
+    }
+
+    /// Epochs of plain cross-entropy; set by [`RunConfig::resolve`].
+    pub fn warm_up_epochs(&self) -> u32 {
+        if self.method.warms_up() {
+            self.warm_up.unwrap_or(0)
+        } else {
+            0
+        }
+    }
+
+    fn check(&self) -> Result<()> {
+        let number = |what: &str, value: f64, fits: bool, expected: &str, hint: &str| {
+            if fits {
+                Ok(())
+            } else {
+                Err(Error::config(
+                    format!("--{what}"),
+                    expected,
+                    value.to_string(),
+                    hint,
+                ))
+            }
+        };
+        // Every condition is written so that NaN fails.
+        let from_zero = |what: &str, value: f64| {
+            number(
+                what,
+                value,
+                value >= 0.0 && value.is_finite(),
+                "a finite number, 0 or more",
+                "",
+            )
+        };
+        let share = |what: &str, value: f64, hint: &str| {
+            number(
+                what,
+                value,
+                (0.0..=1.0).contains(&value),
+                "a number from 0 to 1",
+                hint,
+            )
+        };
+        if let Some(noise) = self.noise {
+            share("noise", noise, "40 % is 0.4")?;
+        }
+        share("bootstrap", self.bootstrap, "it is the share of the given label")?;
+        share("threshold", self.threshold, "")?;
+        let positive = |value: f64| value > 0.0 && value.is_finite();
+        number(
+            "lr",
+            self.lr,
+            positive(self.lr),
+            "a finite number above 0",
+            "0.05 is the default",
+        )?;
+        number(
+            "temperature",
+            self.temperature,
+            positive(self.temperature),
+            "a finite number above 0",
+            "",
+        )?;
+        number("eta", self.eta, positive(self.eta), "a finite number above 0", "")?;
+        let below_one = (0.0..1.0).contains(&self.momentum);
+        number(
+            "momentum",
+            self.momentum,
+            below_one,
+            "0 or more and below 1",
+            "0.9 is the default",
+        )?;
+        from_zero("weight-decay", self.weight_decay)?;
+        from_zero("clip", self.clip)?;
+        for (what, value, most) in [
+            ("epochs", u64::from(self.epochs), 1_000_000),
+            ("batch", u64::from(self.batch), 1 << 20),
+            ("eval-batch", u64::from(self.eval_batch), 1 << 20),
+            ("meta-batch", self.meta_batch.map_or(1, u64::from), 1 << 20),
+            (
+                "meta-per-class",
+                self.meta_per_class.map_or(1, u64::from),
+                1 << 30,
+            ),
+            ("threads", self.threads.map_or(1, |t| t as u64), 4096),
+        ] {
+            if !(1..=most).contains(&value) {
+                return Err(Error::config(
+                    format!("--{what}"),
+                    format!("1 to {most}"),
+                    value.to_string(),
+                    "",
+                ));
+            }
+        }
+        if self.pad > 1024 {
+            return Err(Error::config(
+                "--pad",
+                "0 to 1024",
+                self.pad.to_string(),
+                "4 is usual for 32×32 images",
+            ));
+        }
+        Ok(())
+    }
+
+    /// What the engine needs to know.
+    pub fn engine_options(&self) -> EngineOptions {
+        EngineOptions {
+            virtual_step: self.virtual_step,
+            inner_product: self.inner_product,
+            norm: self.norm,
+            normalise: match self.weights {
+                Weights::Org => Normalise::Rectify,
+                Weights::Softmax => Normalise::Softmax {
+                    temperature: self.temperature,
+                },
+                Weights::Sigmoid => Normalise::Sigmoid,
+                Weights::Hard => Normalise::Hard {
+                    threshold: self.threshold,
+                },
+            },
+            bootstrap: self.bootstrap,
+        }
+    }
+
+    /// Learning rate of an epoch, from 0.
+    pub fn lr_at(&self, epoch: u32) -> f64 {
+        self.schedule.at(self.lr, epoch, self.epochs, &self.milestones)
+    }
+
+    /// The TOML that [`RunConfig::from_toml`] reads back.
+    ///
+    /// # Errors
+    /// `Internal` for a path that is no text.
+    pub fn to_toml(&self) -> Result<String> {
+        toml::to_string(self).map_err(|e| Error::Internal(format!("config.toml: {e}")))
+    }
+
+    /// Reads a recipe; unknown keys are refused.
+    ///
+    /// # Errors
+    /// `Io`; `Config` naming file, line and key.
+    pub fn from_toml(path: &Path) -> Result<Self> {
+        parse_recipe(path).map(|(config, _)| config)
+    }
+}
+
+/// A recipe, and its text as a table.
+fn parse_recipe(path: &Path) -> Result<(RunConfig, toml::Table)> {
+    let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+    let refuse = |e: toml::de::Error| {
+        Error::config(
+            format!("recipe {}", path.display()),
+            "keys and values of a run",
+            e.to_string().trim().to_owned(),
+            "keys are the long options of `l2b train`, with _ for -",
+        )
+    };
+    // First the whole, so that an error names its line.
+    let config = toml::from_str(&text).map_err(refuse)?;
+    Ok((config, toml::from_str(&text).map_err(refuse)?))
+}
+
+fn conflict(option: &str, other: &str, hint: &str) -> Error {
+    Error::config(
+        format!("--{option}"),
+        format!("no --{other} beside it"),
+        "both",
+        hint,
+    )
+}
+
+/// A run's options on the command line: those given, and the recipe they win over.
+#[derive(Clone, Debug)]
+pub struct ConfigArgs {
+    recipe: Option<PathBuf>,
+    given: toml::Table,
+}
+
+impl ConfigArgs {
+    /// Options over recipe over defaults, resolved and checked.
+    ///
+    /// # Errors
+    /// `Config`, `Io`.
+    pub fn load(&self) -> Result<RunConfig> {
+        self.load_with(|_| ()).and_then(RunConfig::resolve)
+    }
+
+    /// Options over recipe over defaults, then `change`; not yet resolved.
+    ///
+    /// # Errors
+    /// `Config`, `Io`.
+    pub fn load_with(&self, change: impl FnOnce(&mut RunConfig)) -> Result<RunConfig> {
+        let mut table = match &self.recipe {
+            Some(path) => parse_recipe(path)?.1,
+            None => toml::Table::new(),
+        };
+        table.extend(self.given.clone());
+        let mut config =
+            RunConfig::deserialize(table).map_err(|e| Error::Internal(format!("options: {e}")))?;
+        change(&mut config);
+        Ok(config)
+    }
+
+    /// Names of the options given, a recipe included.
+    pub fn given(&self) -> impl Iterator<Item = &str> {
+        self.given
+            .keys()
+            .map(String::as_str)
+            .chain(self.recipe.as_ref().map(|_| "config"))
+    }
+}
+
+impl Args for ConfigArgs {
+    fn augment_args(command: Command) -> Command {
+        let recipe = Arg::new("config")
+            .long("config")
+            .value_name("FILE")
+            .value_parser(value_parser!(PathBuf))
+            .help("TOML recipe with any of these options; the command line wins over it");
+        RunConfig::augment_args(command).arg(recipe)
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+impl FromArgMatches for ConfigArgs {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let internal = |e: &dyn std::fmt::Display| clap::Error::raw(clap::error::ErrorKind::Io, e);
+        let config = RunConfig::from_arg_matches(matches)?;
+        let mut given = toml::Table::try_from(config).map_err(|e| internal(&e))?;
+        given.retain(|key, _| matches.value_source(key) == Some(ValueSource::CommandLine));
+        Ok(ConfigArgs {
+            recipe: matches.get_one("config").cloned(),
+            given,
+        })
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn args(words: &[&str]) -> ConfigArgs {
+        let command = ConfigArgs::augment_args(Command::new("l2b"));
+        let matches = command.get_matches_from(std::iter::once(&"l2b").chain(words));
+        ConfigArgs::from_arg_matches(&matches).unwrap()
+    }
+
+    fn recipe(text: &str) -> (tempfile::TempDir, String) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("recipe.toml");
+        std::fs::write(&path, text).unwrap();
+        (folder, path.to_str().unwrap().to_owned())
+    }
+
+    #[test]
+    fn command_line_over_recipe_over_default() {
+        let (_folder, path) = recipe("lr = 0.2\nepochs = 7\nflip = true\nblocks = [2, 2]\nmethod = \"ce\"\n");
+        let config = args(&[
+            "--config",
+            &path,
+            "--lr",
+            "0.05",
+            "--flip=false",
+            "--noise",
+            "0.6",
+        ])
+        .load()
+        .unwrap();
+        // 0.05 is also the default: given on the command line, it wins all the same.
+        assert_eq!((config.lr, config.epochs, config.flip), (0.05, 7, false));
+        assert_eq!(
+            (config.blocks, config.method, config.batch),
+            (vec![2, 2], Method::Ce, 64)
+        );
+        assert_eq!(
+            (config.noise, config.meta_per_class, config.warm_up),
+            (Some(0.6), Some(10), Some(2))
+        );
+    }
+
+    #[test]
+    fn resolved_configuration_reads_back() {
+        let config = args(&[
+            "--labels", "a b", "--device", "cuda:3", "--clip", "0.25", "--epochs", "1",
+        ])
+        .load()
+        .unwrap();
+        assert_eq!(
+            (config.noise, config.meta_per_class, config.warm_up),
+            (None, None, Some(0))
+        );
+        let (_folder, path) = recipe(&config.to_toml().unwrap());
+        assert_eq!(RunConfig::from_toml(Path::new(&path)).unwrap(), config);
+        let resolved = RunConfig::default().resolve().unwrap();
+        assert_eq!(resolved.clone().resolve().unwrap(), resolved);
+    }
+
+    #[test]
+    fn unknown_keys_and_wrong_values_name_line_and_key() {
+        for (text, part) in [
+            ("lr = 0.1\nmomentun = 0.9\n", "momentun"),
+            ("epochs = -3\n", "line 1"),
+            ("method = \"l2c\"\n", "l2c"),
+            ("device = \"gpu\"\n", "cuda:N"),
+            ("lr = \n", "line 1"),
+        ] {
+            let (_folder, path) = recipe(text);
+            let error = args(&["--config", &path]).load().unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{text}");
+            assert!(error.to_string().contains(part), "{text}: {error}");
+        }
+        assert_eq!(
+            args(&["--config", "no/such/file"])
+                .load()
+                .unwrap_err()
+                .exit_code(),
+            1
+        );
+    }
+
+    #[test]
+    fn values_out_of_range_name_the_option() {
+        for (words, option) in [
+            (&["--noise", "1.5"][..], "--noise"),
+            (&["--noise", "nan"], "--noise"),
+            (&["--lr", "0"], "--lr"),
+            (&["--lr", "inf"], "--lr"),
+            (&["--momentum", "1"], "--momentum"),
+            (&["--weight-decay=-1"], "--weight-decay"),
+            (&["--clip=-0.1"], "--clip"),
+            (&["--bootstrap", "2"], "--bootstrap"),
+            (&["--temperature", "0"], "--temperature"),
+            (&["--eta", "0"], "--eta"),
+            (&["--batch", "0"], "--batch"),
+            (&["--epochs", "0"], "--epochs"),
+            (&["--eval-batch", "0"], "--eval-batch"),
+            (&["--meta-batch", "0"], "--meta-batch"),
+            (&["--meta-per-class", "0"], "--meta-per-class"),
+            (&["--threads", "0"], "--threads"),
+            (&["--pad", "5000"], "--pad"),
+            (&["--warm-up", "30"], "--warm-up"),
+            (&["--labels", "x", "--noise", "0.4"], "--noise"),
+            (
+                &["--meta-split", "x", "--meta-per-class", "4"],
+                "--meta-per-class",
+            ),
+            (&["--labels", "x", "--meta-per-class", "4"], "--meta-per-class"),
+        ] {
+            let error = args(words).load().unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{words:?}");
+            assert!(error.to_string().starts_with(option), "{words:?}: {error}");
+        }
+        // Cross-entropy has no warm-up that could swallow it.
+        args(&["--method", "ce", "--warm-up", "30"]).load().unwrap();
+    }
+}

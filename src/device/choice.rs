@@ -1,0 +1,148 @@
+//! Which device computes, in which precision: the one place where a name becomes a type.
+
+use std::fmt;
+use std::str::FromStr;
+
+use super::Device;
+use super::cpu::Cpu;
+use super::cuda::{self, Cuda};
+use crate::{Error, Result};
+
+/// A device by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum DeviceChoice {
+    /// A GPU that this binary can use, or else the CPU; never the emulator.
+    Auto,
+    Cpu,
+    /// The n-th GPU.
+    Cuda(u32),
+    /// The CUDA kernels on the CPU, for tests.
+    Emulator,
+}
+
+impl FromStr for DeviceChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(DeviceChoice::Auto),
+            "cpu" => Ok(DeviceChoice::Cpu),
+            "cuda" => Ok(DeviceChoice::Cuda(0)),
+            "emulator" => Ok(DeviceChoice::Emulator),
+            _ => text
+                .strip_prefix("cuda:")
+                .and_then(|number| number.parse().ok())
+                .map(DeviceChoice::Cuda)
+                .ok_or_else(|| format!("expected auto, cpu, cuda, cuda:N or emulator, found {text:?}")),
+        }
+    }
+}
+
+impl TryFrom<String> for DeviceChoice {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<DeviceChoice> for String {
+    fn from(choice: DeviceChoice) -> String {
+        choice.to_string()
+    }
+}
+
+impl fmt::Display for DeviceChoice {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            DeviceChoice::Auto => f.write_str("auto"),
+            DeviceChoice::Cpu => f.write_str("cpu"),
+            DeviceChoice::Cuda(number) => write!(f, "cuda:{number}"),
+            DeviceChoice::Emulator => f.write_str("emulator"),
+        }
+    }
+}
+
+/// Number format of activations and operands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum Precision {
+    /// Double precision; CPU only
+    F64,
+    /// Single precision
+    F32,
+}
+
+impl Precision {
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Precision::F64 => "f64",
+            Precision::F32 => "f32",
+        }
+    }
+}
+
+/// Work that runs on any device.
+pub trait Visitor {
+    type Output;
+
+    /// Does the work on `device`, which it owns from now on.
+    fn visit<D: Device>(self, device: D) -> Result<Self::Output>;
+}
+
+/// What [`DeviceChoice::Auto`] stands for on this machine.
+pub fn resolve(choice: DeviceChoice) -> DeviceChoice {
+    match choice {
+        // A driver that fails to list its GPUs is no reason not to compute.
+        DeviceChoice::Auto => cuda::devices()
+            .ok()
+            .and_then(|listing| Some(DeviceChoice::Cuda(listing.usable()?.ordinal as u32)))
+            .unwrap_or(DeviceChoice::Cpu),
+        other => other,
+    }
+}
+
+/// Makes the device and hands it to `visitor`. `threads` is the CPU device's number of threads; None: one per core.
+///
+/// # Errors
+/// `Config` for a precision that the device has not, `Device` where it cannot be used; else those of the visitor.
+pub fn with_device<V: Visitor>(
+    choice: DeviceChoice,
+    precision: Precision,
+    threads: Option<usize>,
+    visitor: V,
+) -> Result<V::Output> {
+    match (resolve(choice), precision) {
+        (DeviceChoice::Cpu | DeviceChoice::Auto, Precision::F32) => visitor.visit(Cpu::<f32>::new(threads)?),
+        (DeviceChoice::Cpu | DeviceChoice::Auto, Precision::F64) => visitor.visit(Cpu::<f64>::new(threads)?),
+        (device, Precision::F64) => Err(Error::config(
+            format!("--precision on {device}"),
+            "f32",
+            "f64",
+            "f64 is computed on the CPU alone: add --device cpu",
+        )),
+        (DeviceChoice::Cuda(ordinal), Precision::F32) => visitor.visit(Cuda::new(ordinal as usize)?),
+        (DeviceChoice::Emulator, Precision::F32) => visitor.visit(Cuda::emulator()?),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_round_trip() {
+        for name in ["auto", "cpu", "cuda:0", "cuda:12", "emulator"] {
+            assert_eq!(name.parse::<DeviceChoice>().unwrap().to_string(), name);
+        }
+        assert_eq!("cuda".parse(), Ok(DeviceChoice::Cuda(0)));
+        for name in ["", "gpu", "cuda:", "cuda:-1", "cuda:x", "CPU"] {
+            assert!(
+                name.parse::<DeviceChoice>().unwrap_err().contains("cuda:N"),
+                "{name}"
+            );
+        }
+    }
+}

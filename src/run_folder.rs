@@ -1,0 +1,350 @@
+//! The folder of a run.
+//!
+//! | file | written |
+//! |---|---|
+//! | `config.toml` | at the start: the resolved configuration |
+//! | `metrics.jsonl` | one line an epoch, see [`EpochRecord`] |
+//! | `best.safetensors` | when the test accuracy rises: weights |
+//! | `last.safetensors` | after each epoch: weights |
+//! | `checkpoint.safetensors` | at the start and after each epoch: weights, momentum, counters; the previous one stays as `checkpoint.previous.safetensors` |
+//! | `sample_weights.safetensors` | at the end: see [`crate::epoch_log::SampleWeights::encode`] |
+//! | `summary.json` | at the end, see [`Summary`] |
+//!
+//! Each file is written whole or not at all, the checkpoint last: a run killed at any moment goes on from the last
+//! complete epoch, and writes the same bits again for what came after it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::atomic::{self, NewFolder};
+use crate::config::RunConfig;
+use crate::device::Device;
+use crate::epoch_log::EpochRecord;
+use crate::task::Task;
+use crate::tensor_file::TensorFile;
+use crate::train::{State, Trainer, fit_to_task};
+use crate::weights::{encode, restore, restore_flat, state_dict, stored};
+use crate::{Error, Result};
+
+const CONFIG: &str = "config.toml";
+const METRICS: &str = "metrics.jsonl";
+const BEST: &str = "best.safetensors";
+const LAST: &str = "last.safetensors";
+const CHECKPOINT: &str = "checkpoint.safetensors";
+const PREVIOUS: &str = "checkpoint.previous.safetensors";
+const SAMPLE_WEIGHTS: &str = "sample_weights.safetensors";
+const SUMMARY: &str = "summary.json";
+
+/// Metadata keys of a checkpoint.
+const STATE: &str = "state";
+const FINGERPRINT: &str = "dataset_fingerprint";
+
+/// Prefix of momentum buffers in a checkpoint.
+const MOMENTUM: &str = "momentum.";
+
+/// `summary.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Summary {
+    pub version: String,
+    pub method: String,
+    pub device: String,
+    pub precision: String,
+    pub seed: u64,
+    pub epochs: u32,
+    pub steps: u32,
+    pub train_images: u32,
+    pub clean_images: u32,
+    pub test_images: u32,
+    pub noise_kind: String,
+    /// Rate asked for; null where the labels are as given.
+    pub noise_nominal: Option<f64>,
+    /// Fraction of the train labels that are wrong; null where that is not known.
+    pub noise_realised: Option<f64>,
+    /// On the test split, 0 to 1. The best epoch is chosen on the test split itself.
+    pub best_accuracy: f64,
+    pub best_epoch: u32,
+    pub last_accuracy: f64,
+    /// Wall-clock time of all epochs, evaluations included.
+    pub seconds: f64,
+    /// Train images per second, evaluations not counted.
+    pub images_per_second: f64,
+    /// Device memory held.
+    pub peak_bytes: usize,
+    pub parameters: usize,
+    /// Of the train split.
+    pub dataset: String,
+    pub dataset_fingerprint: String,
+    /// Hash over the tensors of `last.safetensors`: equal for runs that ended in the same bits.
+    pub weights_sha256: String,
+}
+
+/// An open run folder.
+#[derive(Clone, Debug)]
+pub struct RunFolder {
+    path: PathBuf,
+}
+
+/// Refuses a path that something already has.
+///
+/// # Errors
+/// `Config`.
+pub fn check_free(path: &Path) -> Result<()> {
+    if fs::symlink_metadata(path).is_err() {
+        return Ok(());
+    }
+    let hint = "a run never writes into an existing folder: choose another --out, or go on with --resume";
+    Err(Error::config(
+        "--out",
+        "a path that does not exist yet",
+        format!("{}", path.display()),
+        hint,
+    ))
+}
+
+/// `runs/NAME-N` for the lowest N from 1 that is free.
+pub fn default_path(name: &str) -> PathBuf {
+    let path = |n: u32| PathBuf::from("runs").join(format!("{name}-{n}"));
+    let n = (1..).find(|&n| fs::symlink_metadata(path(n)).is_err());
+    path(n.expect("numbers do not run out"))
+}
+
+impl RunFolder {
+    /// A new folder with the configuration and a checkpoint of the start, there only when both are.
+    ///
+    /// # Errors
+    /// `Config` if the path is taken, `Io`, those of the device.
+    pub fn create<D: Device>(path: &Path, trainer: &Trainer<D>) -> Result<Self> {
+        check_free(path)?;
+        let folder = NewFolder::create(path)?;
+        let inside = RunFolder {
+            path: folder.path().to_owned(),
+        };
+        atomic::write_file(&inside.file(CONFIG), trainer.config.to_toml()?.as_bytes())?;
+        inside.save_checkpoint(trainer)?;
+        folder.commit()?;
+        Ok(RunFolder {
+            path: path.to_owned(),
+        })
+    }
+
+    /// The folder of an earlier run, and its configuration.
+    ///
+    /// # Errors
+    /// `Config` where this is no run folder or its configuration is damaged, `Io`.
+    pub fn open(path: &Path) -> Result<(Self, RunConfig)> {
+        let folder = RunFolder {
+            path: path.to_owned(),
+        };
+        if !folder.file(CONFIG).is_file() {
+            let hint = "give the folder that `l2b train` wrote";
+            return Err(Error::config(
+                "--resume",
+                "a run folder",
+                path.display().to_string(),
+                hint,
+            ));
+        }
+        let config = RunConfig::from_toml(&folder.file(CONFIG))?.resolve()?;
+        folder.remove_temporary()?;
+        Ok((folder, config))
+    }
+
+    /// Removes what a killed run was writing, see `atomic.rs`.
+    fn remove_temporary(&self) -> Result<()> {
+        let io = |e| Error::io(&self.path, e);
+        for entry in fs::read_dir(&self.path).map_err(io)? {
+            let entry = entry.map_err(io)?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name.starts_with('.') && name.contains(".tmp-") {
+                fs::remove_file(entry.path()).map_err(io)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The folder.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// Files of an epoch that has just been done.
+    ///
+    /// # Errors
+    /// `Io`, those of the device.
+    pub fn save_epoch<D: Device>(&self, trainer: &Trainer<D>, record: &EpochRecord) -> Result<()> {
+        let weights = weights_file(trainer)?;
+        if trainer.state.best_epoch == trainer.state.epoch {
+            weights.save(&self.file(BEST))?;
+        }
+        weights.save(&self.file(LAST))?;
+        self.append_metrics(record)?;
+        if trainer.is_done() {
+            trainer.sample_weights.encode().save(&self.file(SAMPLE_WEIGHTS))?;
+        }
+        self.save_checkpoint(trainer)
+    }
+
+    /// Rewrites the metrics with one line more, without lines of epochs that a resume does again.
+    fn append_metrics(&self, record: &EpochRecord) -> Result<()> {
+        let path = self.file(METRICS);
+        let mut text = String::new();
+        for line in self
+            .metrics()?
+            .iter()
+            .filter(|r| r.epoch < record.epoch)
+            .chain([record])
+        {
+            let line = serde_json::to_string(line).map_err(|e| Error::Internal(format!("{METRICS}: {e}")))?;
+            text.push_str(&line);
+            text.push('\n');
+        }
+        atomic::write_file(&path, text.as_bytes())
+    }
+
+    /// All records so far.
+    ///
+    /// # Errors
+    /// `Io`; `Data` for a line that is no record.
+    pub fn metrics(&self) -> Result<Vec<EpochRecord>> {
+        let path = self.file(METRICS);
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
+            Err(e) => return Err(Error::io(&path, e)),
+        };
+        let record = |(number, line): (usize, &str)| {
+            serde_json::from_str(line).map_err(|e| {
+                let what = format!("line {}", number + 1);
+                Error::data(&path, what, "the record of an epoch", e.to_string(), "")
+            })
+        };
+        text.lines().enumerate().map(record).collect()
+    }
+
+    fn save_checkpoint<D: Device>(&self, trainer: &Trainer<D>) -> Result<()> {
+        let (device, model) = (&trainer.engine.device, &trainer.engine.model);
+        let mut tensors = state_dict(device, model, trainer.statistics_updates())?;
+        for (name, tensor) in model.read_flat(device, &model.momentum)? {
+            tensors.insert(format!("{MOMENTUM}{name}"), stored::<D>(&tensor));
+        }
+        let mut file = TensorFile {
+            tensors,
+            ..TensorFile::default()
+        };
+        let state = serde_json::to_string(&trainer.state).map_err(|e| Error::Internal(e.to_string()))?;
+        file.metadata.insert(STATE.into(), state);
+        file.metadata
+            .insert(FINGERPRINT.into(), trainer.task.overlay.fingerprint.clone());
+        let path = self.file(CHECKPOINT);
+        if path.exists() {
+            // From here to the end of `save` the previous one is the only one; `resume` knows it.
+            let previous = self.file(PREVIOUS);
+            fs::rename(&path, &previous).map_err(|e| Error::io(&previous, e))?;
+        }
+        file.save(&path)
+    }
+
+    /// Brings a new trainer to where the run stopped.
+    ///
+    /// # Errors
+    /// `Data` where both checkpoints are missing or damaged, or belong to another dataset.
+    pub fn resume<D: Device>(&self, trainer: &mut Trainer<D>) -> Result<()> {
+        let load = |name| {
+            let path = self.file(name);
+            TensorFile::load(&path).map(|file| (path, file))
+        };
+        // The newer one tells why, should both be unusable.
+        let (path, file) = load(CHECKPOINT).or_else(|error| load(PREVIOUS).map_err(|_| error))?;
+        let fingerprint = &trainer.task.overlay.fingerprint;
+        let found = file.metadata.get(FINGERPRINT).map_or("none", String::as_str);
+        if found != fingerprint {
+            let hint = "the run was started on another dataset";
+            return Err(Error::data(&path, FINGERPRINT, fingerprint, found, hint));
+        }
+        let state: State = file.json(&path, STATE)?;
+        let (device, model) = (&trainer.engine.device, &trainer.engine.model);
+        restore(device, model, &path, &file)?;
+        restore_flat(device, model, &model.momentum, &path, &file, MOMENTUM)?;
+        trainer.continue_from(state)
+    }
+
+    /// Writes the summary of a finished run.
+    ///
+    /// # Errors
+    /// `Io`, those of the device.
+    pub fn finish<D: Device>(&self, trainer: &Trainer<D>) -> Result<Summary> {
+        let summary = summary(trainer)?;
+        let text = serde_json::to_string_pretty(&summary).map_err(|e| Error::Internal(e.to_string()))?;
+        atomic::write_file(&self.file(SUMMARY), format!("{text}\n").as_bytes())?;
+        Ok(summary)
+    }
+}
+
+/// Weights of a run as they are now.
+fn weights_file<D: Device>(trainer: &Trainer<D>) -> Result<TensorFile> {
+    let (device, model) = (&trainer.engine.device, &trainer.engine.model);
+    let tensors = state_dict(device, model, trainer.statistics_updates())?;
+    Ok(encode(tensors, &trainer.description()))
+}
+
+/// What a run came to.
+///
+/// # Errors
+/// Those of the device.
+pub fn summary<D: Device>(trainer: &Trainer<D>) -> Result<Summary> {
+    let Trainer {
+        config,
+        task,
+        engine,
+        state,
+        ..
+    } = trainer;
+    Ok(Summary {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        method: config.method.name().to_owned(),
+        device: engine.device.name(),
+        precision: config.precision.name().to_owned(),
+        seed: config.seed,
+        epochs: state.epoch,
+        steps: state.step,
+        train_images: task.train.len(),
+        clean_images: task.meta.len(),
+        test_images: task.test.len(),
+        noise_kind: task.overlay.kind.clone(),
+        noise_nominal: task.overlay.nominal,
+        noise_realised: task.clean_known.then_some(task.overlay.realised),
+        best_accuracy: state.best_accuracy,
+        best_epoch: state.best_epoch,
+        last_accuracy: state.last_accuracy,
+        seconds: state.seconds,
+        images_per_second: state.train_images as f64 / state.train_seconds,
+        peak_bytes: engine.bytes(),
+        parameters: engine.model.program.parameter_count(),
+        dataset: task.manifest.name.clone(),
+        dataset_fingerprint: task.overlay.fingerprint.clone(),
+        weights_sha256: weights_file(trainer)?.tensors_sha256(),
+    })
+}
+
+/// Opens the task of a configuration and completes the configuration with it. Relative paths become absolute, so that
+/// a resume does not depend on the working folder.
+///
+/// # Errors
+/// As [`Task::open`] and [`fit_to_task`].
+pub fn prepare(config: &mut RunConfig) -> Result<Task> {
+    let task = Task::open(config)?;
+    fit_to_task(config, &task)?;
+    if !config.is_bundled() {
+        config.data = fs::canonicalize(&config.data).map_err(|e| Error::io(&config.data, e))?;
+    }
+    if let Some(labels) = &mut config.labels {
+        *labels = fs::canonicalize(&*labels).map_err(|e| Error::io(&*labels, e))?;
+    }
+    Ok(task)
+}

@@ -1,0 +1,9 @@
+//! The data side, from raw files to batches: round trips, hostile input, determinism.
+
+mod command;
+mod common;
+mod hostile_files;
+mod hostile_shards;
+mod loading;
+mod overlay;
+mod round_trip;

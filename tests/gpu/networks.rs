@@ -1,0 +1,143 @@
+//! Whole networks on the device: the double-backprop fixtures, and forward, tangent, backward and contraction against
+//! `Cpu<f64>` with memory laid out so that overruns and reads too late show.
+
+use l2b::arch::{Architecture, ModelName};
+use l2b::device::cpu::Cpu;
+use l2b::device::cuda::Cuda;
+use l2b::device::{Device, Statistics};
+use l2b::engine::InnerProduct;
+use l2b::net::{Program, Reuse};
+
+use crate::device::{ORDERS, emulated, open, set_order};
+use crate::fixtures::{self, Bound};
+use crate::network::{Net, uniform};
+
+/// The emulator takes seconds for the two largest cases: those run in one thread order there, the others in two.
+fn orders(case: &str) -> &'static [&'static str] {
+    let large = ["resnet18-w8", "batch-plain-w64"].contains(&case);
+    if emulated() && !large {
+        &[ORDERS[0], ORDERS[2]]
+    } else {
+        &ORDERS[..1]
+    }
+}
+
+#[test]
+fn meta_step_is_within_the_noise_of_the_reference() {
+    for case in fixtures::cases() {
+        for order in orders(&case) {
+            let Some(cuda) = open() else { return };
+            set_order(order);
+            let ratio = fixtures::check(cuda, &case, InnerProduct::Tangent, Bound::F32 { floor: 2e-5 });
+            println!("{case}, {order}: {ratio:.2e} of the bound");
+        }
+    }
+}
+
+#[test]
+fn contraction_is_within_the_noise_of_the_reference() {
+    for case in fixtures::cases() {
+        if case.starts_with("frozen") {
+            let Some(cuda) = open() else { return };
+            fixtures::check(cuda, &case, InnerProduct::Contraction, Bound::F32 { floor: 2e-5 });
+        }
+    }
+}
+
+fn preact() -> Program {
+    Architecture {
+        model: ModelName::PreactResnet18,
+        width: 5,
+        blocks: vec![2, 1],
+        in_channels: 3,
+        image_size: [9, 7],
+        num_classes: 6,
+    }
+    .program()
+    .unwrap()
+}
+
+/// Both operands of a join pending, then one; pooling that leaves a rest.
+fn post_activation() -> Program {
+    let mut net = Program::new(6, 5, 2);
+    let stem = net.conv("stem", 0, 4, 3, 1, 1);
+    let stem = net.norm("stem_bn", stem, true);
+    let a = net.conv("a", stem, 8, 3, 2, 1);
+    let a = net.norm("a_bn", a, false);
+    let b = net.conv("b", stem, 8, 1, 2, 0);
+    let b = net.norm("b_bn", b, false);
+    let y = net.join(a, b);
+    let y = net.relu(y);
+    let c = net.conv("c", y, 8, 3, 1, 1);
+    let c = net.norm("c_bn", c, false);
+    let y = net.join(c, y);
+    let y = net.relu(y);
+    let y = net.average_pool(y, 2, 2);
+    let y = net.global_pool(y);
+    net.linear("linear", y, 3);
+    net
+}
+
+/// Logits, their tangent, gradient and (under running statistics) contraction.
+fn passes<D: Device>(net: &Net<D>) -> [Vec<f64>; 4] {
+    let parameters = net.params().len();
+    let logits = net.forward(&uniform(1, net.image_len()));
+    let v = uniform(2, parameters);
+    let u = uniform(3, net.logits_len());
+    let tangent = net.tangent(&v);
+    let gradient = net.backward(&u);
+    let contraction = match net.statistics {
+        Statistics::Running => net.contract(&u, &v),
+        Statistics::Batch { .. } => Vec::new(),
+    };
+    [logits, tangent, gradient, contraction]
+}
+
+#[test]
+fn passes_are_those_of_the_cpu() {
+    for (name, program) in [("preact", preact()), ("post-activation", post_activation())] {
+        for statistics in [Statistics::Batch { update: false }, Statistics::Running] {
+            let Some(cuda) = open() else { return };
+            let batch = 5;
+            let net = Net::new(cuda, program.clone(), batch, statistics, Reuse::Isolated, 3);
+            let cpu = Cpu::<f64>::new(Some(1)).unwrap();
+            let reference = Net::new(cpu, program.clone(), batch, statistics, Reuse::ByLifetime, 3);
+            reference.set_params(&net.params());
+            for (what, got, want) in ["logits", "tangent", "gradient", "contraction"]
+                .iter()
+                .zip(passes(&net))
+                .zip(passes(&reference))
+                .map(|((what, got), want)| (what, got, want))
+            {
+                let error: f64 = got.iter().zip(&want).map(|(g, w)| (g - w).powi(2)).sum();
+                let size: f64 = want.iter().map(|w| w * w).sum();
+                // f32 through about ten layers; a wrong term is off by far more than 1e-3.
+                assert!(
+                    error.sqrt() <= 2e-5 * size.sqrt(),
+                    "{name} {statistics:?} {what}: {error} of {size}"
+                );
+            }
+        }
+    }
+}
+
+/// The same seed gives the same bits, whatever the order of threads.
+#[test]
+fn bits_do_not_depend_on_the_thread_order() {
+    let run = |order: &str| {
+        let cuda: Cuda = open()?;
+        set_order(order);
+        let statistics = Statistics::Batch { update: false };
+        Some(passes(&Net::new(
+            cuda,
+            preact(),
+            3,
+            statistics,
+            Reuse::ByLifetime,
+            3,
+        )))
+    };
+    let first = run(ORDERS[0]);
+    assert_eq!(first, run(ORDERS[1]));
+    assert_eq!(first, run(ORDERS[2]));
+}
