@@ -19,7 +19,7 @@ pub struct EpochRecord {
     pub epoch: u32,
     pub step: u32,
     pub lr: f64,
-    /// Whether the epoch was plain cross-entropy ahead of the method.
+    /// What the steps minimised, [`Objective::name`]: `cross_entropy` also in the warm-up of another method.
     pub objective: String,
     /// Mean cross-entropy of the train samples against the labels trained on, in batch statistics, before each step.
     pub train_loss: f64,
@@ -110,7 +110,13 @@ impl EpochLog {
             let (alpha, beta) = (outcome.alpha[i], outcome.beta[i]);
             self.train_loss.add(outcome.loss_real[i]);
             self.train_accuracy.add(share(pseudo == given));
-            if let Some(clean) = task.clean_label(id) {
+            // The id of a clean image may be a number in another split.
+            let clean = if task.trains_on_clean {
+                Some(given)
+            } else {
+                task.clean_label(id)
+            };
+            if let Some(clean) = clean {
                 self.train_clean_accuracy.add(share(pseudo == clean));
                 if self.objective.is_meta() {
                     let corrupted = usize::from(given != clean);
@@ -118,7 +124,9 @@ impl EpochLog {
                     self.beta[corrupted].add(beta);
                 }
             }
-            weights.set(id, pseudo, alpha, beta);
+            if !task.trains_on_clean {
+                weights.set(id, pseudo, alpha, beta);
+            }
         }
         self.objective_loss.add(outcome.loss());
         if self.objective.is_meta() {
@@ -204,7 +212,6 @@ impl SampleWeights {
     }
 
     fn set(&mut self, id: u32, pseudo: i32, alpha: f64, beta: f64) {
-        // Clean images that a run trains on are no train samples and have no row.
         if let Some(row) = self.rows.get_mut(&id) {
             *row = Row {
                 pseudo,

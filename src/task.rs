@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::config::{BUNDLED, RunConfig};
+use crate::config::{BUNDLED, Method, RunConfig};
 use crate::data::bundled;
 use crate::data::dataset::{Dataset, Split};
 use crate::data::labels::Overlay;
@@ -29,6 +29,8 @@ pub struct Task {
     pub overlay: Overlay,
     /// Whether the overlay's clean labels are more than a copy of the given ones.
     pub clean_known: bool,
+    /// Whether `meta` takes the place of `train`: method `clean`.
+    pub trains_on_clean: bool,
 }
 
 /// Opens a dataset by the name that `--data` takes.
@@ -80,6 +82,7 @@ impl Task {
         }
         Ok(Task {
             clean_known: overlay.nominal.is_some() || split.clean_labels().is_some(),
+            trains_on_clean: config.method == Method::Clean,
             test: Subset::clean(dataset.split(TEST)?),
             manifest,
             train,
