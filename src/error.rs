@@ -113,6 +113,19 @@ impl Error {
         }
     }
 
+    /// A `Config` error about what a file holds is a `Data` error of that file; others stay as they are.
+    pub fn in_file(self, path: impl AsRef<Path>) -> Self {
+        match self {
+            Error::Config {
+                what,
+                expected,
+                found,
+                hint,
+            } => Error::data(path, what, expected, found, hint),
+            other => other,
+        }
+    }
+
     /// A device error; `hint` may be empty.
     pub fn device(what: impl Into<String>, detail: impl Into<String>, hint: impl Into<String>) -> Self {
         Error::Device {

@@ -11,7 +11,7 @@ use crate::arch::{Architecture, ModelName};
 use crate::device::{Device, Element, Normalise, StepParams};
 use crate::engine::{Engine, EngineOptions, Images, InnerProduct, NormMode, Outcome, Slot, VirtualStep};
 use crate::model::{Init, Model, Tensor};
-use crate::net::Reuse;
+use crate::net::{Program, Reuse};
 use crate::step::Objective;
 use crate::{Error, Result, atomic};
 
@@ -107,13 +107,15 @@ impl Settings {
                 return Err(metadata_error(path, key, "a finite number, 0 or more", value));
             }
         }
-        if !(self.temperature.is_finite() && self.temperature > 0.0) {
-            return Err(metadata_error(
-                path,
-                "temperature",
+        let (fits, expected) = match self.weights {
+            WeightsName::Hard => ((0.0..=1.0).contains(&self.temperature), "a threshold from 0 to 1"),
+            _ => (
+                self.temperature.is_finite() && self.temperature > 0.0,
                 "a number above 0",
-                self.temperature,
-            ));
+            ),
+        };
+        if !fits {
+            return Err(metadata_error(path, "temperature", expected, self.temperature));
         }
         Ok(())
     }
@@ -271,11 +273,13 @@ pub fn run<D: Device>(device: D, input: &Path, output: &Path, inner_product: Inn
     settings.check(input)?;
     let file = Input { path: input, tensors };
     let architecture = settings.architecture();
+    // Before the images: no batch can be read for a network that cannot be.
+    let program = architecture.program().map_err(|e| e.in_file(input))?;
     let train = file.batch("train", &architecture)?;
     let val = file.batch("val", &architecture)?;
     let (n, m) = (train.1.len(), val.1.len());
 
-    let model = load_model(&device, &file, &architecture)?;
+    let model = load_model(&device, &file, program)?;
     let options = EngineOptions {
         virtual_step: settings.mode,
         inner_product,
@@ -305,8 +309,7 @@ pub fn run<D: Device>(device: D, input: &Path, output: &Path, inner_product: Inn
     atomic::write_file(output, &encode(&engine, &outcome, &settings)?)
 }
 
-fn load_model<D: Device>(device: &D, file: &Input, architecture: &Architecture) -> Result<Model<D>> {
-    let program = architecture.program()?;
+fn load_model<D: Device>(device: &D, file: &Input, program: Program) -> Result<Model<D>> {
     // Before any memory is taken: a wrong size in the settings should not ask for the wrong amount.
     for param in &program.params {
         file.get(&param.name, Dtype::F32, &param.shape)?;

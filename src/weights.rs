@@ -97,14 +97,15 @@ pub fn load(path: &Path) -> Result<(TensorFile, Description)> {
 /// A model with the weights of a file.
 ///
 /// # Errors
-/// `Data` naming the tensor that is missing, has another shape or holds something that is not a finite number.
+/// `Data` naming the size that no network can have, or the tensor that is missing, has another shape or holds something
+/// that is not a finite number.
 pub fn build<D: Device>(
     device: &D,
     path: &Path,
     file: &TensorFile,
     description: &Description,
 ) -> Result<Model<D>> {
-    let program = description.architecture.program()?;
+    let program = description.architecture.program().map_err(|e| e.in_file(path))?;
     // Before any memory is taken: sizes in a damaged description must not ask for the wrong amount.
     for param in &program.params {
         finite(file, path, &param.name, &param.shape)?;

@@ -147,6 +147,42 @@ fn hostile_settings_are_refused_by_name() {
     }
 }
 
+/// Sizes that no network has are the file's fault, also where its tensors agree with them.
+#[test]
+fn a_size_of_nothing_names_the_file() {
+    let no_pixels = changed(|header, payload| {
+        settings(header, "image_size", serde_json::json!(0));
+        let range = |value: &serde_json::Value| {
+            let at = |i: usize| value["data_offsets"][i].as_u64().unwrap() as usize;
+            at(0)..at(1)
+        };
+        let mut names: Vec<String> = header.keys().filter(|n| *n != "__metadata__").cloned().collect();
+        names.sort_by_key(|name| range(&header[name]).start);
+        let mut rest = Vec::new();
+        for name in names {
+            let (start, bytes) = (rest.len(), range(&header[&name]));
+            if name.ends_with(".images") {
+                let shape = header[&name]["shape"].as_array_mut().unwrap();
+                (shape[2], shape[3]) = (0.into(), 0.into());
+            } else {
+                rest.extend_from_slice(&payload[bytes]);
+            }
+            header[&name]["data_offsets"] = serde_json::json!([start, rest.len()]);
+        }
+        *payload = rest;
+    });
+    let no_channels = changed(|header, _| settings(header, "width", serde_json::json!(0)));
+    for bytes in [no_pixels, no_channels] {
+        let error = run(&bytes).1.unwrap_err();
+        assert_eq!(error.exit_code(), 3, "{error}");
+        let text = error.to_string();
+        assert!(
+            text.contains("in.safetensors") && text.contains("found 0"),
+            "{text}"
+        );
+    }
+}
+
 #[test]
 fn hostile_tensors_are_refused_by_name() {
     let bytes = std::fs::read(fixtures::input("frozen-momentum-n1")).unwrap();
