@@ -5,6 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
+use clap::builder::RangedU64ValueParser;
 use clap::{Args, Command, FromArgMatches};
 use serde::{Deserialize, Serialize};
 
@@ -28,6 +29,11 @@ const DEFAULT_META_PER_CLASS: u32 = 10;
 
 /// Epochs of plain cross-entropy where nothing else is asked for.
 const DEFAULT_WARM_UP: u32 = 2;
+
+/// Whole numbers as large as TOML has them.
+fn whole<T: TryFrom<u64>>() -> RangedU64ValueParser<T> {
+    RangedU64ValueParser::new().range(..=i64::MAX as u64)
+}
 
 /// What is trained.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, clap::ValueEnum)]
@@ -165,10 +171,10 @@ pub struct RunConfig {
     pub bootstrap: f64,
 
     /// Channels of the first stage of the pre-activation residual network
-    #[arg(long, default_value_t = 16, help_heading = "Model")]
+    #[arg(long, value_parser = whole::<usize>(), default_value_t = 16, help_heading = "Model")]
     pub width: usize,
     /// Residual blocks of each stage
-    #[arg(long, value_delimiter = ',', default_values_t = [1, 1, 1], help_heading = "Model")]
+    #[arg(long, value_parser = whole::<usize>(), value_delimiter = ',', default_values_t = [1, 1, 1], help_heading = "Model")]
     pub blocks: Vec<usize>,
     /// How weights start
     #[arg(long, value_enum, default_value_t = Init::He, help_heading = "Model")]
@@ -206,11 +212,11 @@ pub struct RunConfig {
     #[arg(long, value_enum, default_value_t = Precision::F32, help_heading = "Run")]
     pub precision: Precision,
     /// Threads of the CPU device [default: one per core]; no result depends on it
-    #[arg(long, help_heading = "Run")]
+    #[arg(long, value_parser = whole::<usize>(), help_heading = "Run")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub threads: Option<usize>,
     /// Seed of clean set, noise, initial weights and order
-    #[arg(long, default_value_t = 0, help_heading = "Run")]
+    #[arg(long, value_parser = whole::<u64>(), default_value_t = 0, help_heading = "Run")]
     pub seed: u64,
     /// Images per step of an evaluation
     #[arg(long, default_value_t = 128, help_heading = "Run")]

@@ -43,16 +43,15 @@ fn run(command: &Command, out: &mut impl Write) -> Result<()> {
 }
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
+    std::panic::set_hook(Box::new(report_panic));
+    let done = match Cli::try_parse() {
+        Ok(cli) => catch_unwind(|| run(&cli.command, &mut std::io::stdout())),
         Err(error) if error.kind() == ErrorKind::DisplayVersion => {
-            print!("{}", devices::describe());
-            return ExitCode::SUCCESS;
+            catch_unwind(|| devices::run(&mut std::io::stdout()))
         }
         Err(error) => error.exit(),
     };
-    std::panic::set_hook(Box::new(report_panic));
-    match catch_unwind(|| run(&cli.command, &mut std::io::stdout())) {
+    match done {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(error)) => {
             report(&error);

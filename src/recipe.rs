@@ -94,6 +94,16 @@ impl Args for ConfigArgs {
 impl FromArgMatches for ConfigArgs {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
         let internal = |e: &dyn std::fmt::Display| clap::Error::raw(clap::error::ErrorKind::Io, e);
+        for key in ["data", "labels", "out"] {
+            if let Ok(Some(path)) = matches.try_get_one::<PathBuf>(key)
+                && path.to_str().is_none()
+            {
+                let path = path.display();
+                let text =
+                    format!("--{key}: expected a path in UTF-8, which a run folder can note, found {path}\n");
+                return Err(clap::Error::raw(clap::error::ErrorKind::ValueValidation, text));
+            }
+        }
         let config = RunConfig::from_arg_matches(matches)?;
         let mut given = toml::Table::try_from(config).map_err(|e| internal(&e))?;
         given.retain(|key, _| matches.value_source(key) == Some(ValueSource::CommandLine));
