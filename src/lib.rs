@@ -1,3 +1,14 @@
+//! Training image networks on wrongly labelled data with *Learning to Bootstrap* (L2B): weights α, β of every sample's
+//! given label and pseudo-label from their closed form ηλ⟨∇f_val, ∇f_i⟩, by one tangent pass instead of double backprop.
+//!
+//! - Data: [`data`] (shards, noise, clean set, loader), put together for a run by [`task`].
+//! - The step: [`step`] reads like the method; [`engine`] is its memory, [`model`] what it learns, [`schedule`] its rates.
+//! - Networks: [`arch`] names them, [`net`] plans them as programs of nodes.
+//! - Devices: [`device`] is the seam; [`random`] the draws that are the same on all of them.
+//! - A run: [`config`] and [`recipe`], [`train`], [`evaluate`], [`epoch_log`], [`run_folder`]; many runs: [`compare`].
+//! - Files: [`weights`] and checkpoints over [`tensor_file`], written by [`atomic`]; [`meta_step`] for comparison with others.
+//! - The binary: [`commands`]; all errors: [`error`].
+
 pub mod arch;
 pub mod atomic;
 pub mod commands;

@@ -14,7 +14,7 @@
 //! | `key[1]` | high 32 bits of the seed |
 //! | `counter[0]` | index: sample id, class, parameter number; 0 where there is one stream per time |
 //! | `counter[1]` | `purpose << 16 \| view`; purpose in 1..=65535, view in 0..=65535 |
-//! | `counter[2]` | time: epoch of the train stream, step of the meta stream; 0 for draws made once |
+//! | `counter[2]` | time: epoch for the order of the train samples, else step; 0 for draws made once |
 //! | `counter[3]` | block number b, from 0 |
 //!
 //! Word number t of a stream is lane `t % 4` of `philox(counter with b = t / 4, key)`; all arithmetic wraps at 32 bits.
@@ -43,9 +43,9 @@ pub enum Purpose {
     Order = 4,
     /// Meta batch; time = step.
     MetaDraw = 5,
-    /// Crop offsets; index = sample id, time = epoch or step.
+    /// Crop offsets; index = sample id, time = step.
     Crop = 6,
-    /// Horizontal flip; index = sample id, time = epoch or step.
+    /// Horizontal flip; index = sample id, time = step.
     Flip = 7,
     /// Mixing coefficient and partners of a batch; time = step.
     Mixup = 8,

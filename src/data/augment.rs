@@ -20,12 +20,11 @@ use crate::device::Element;
 use crate::random::{Purpose, Stream};
 use crate::{Error, Result};
 
-/// Geometry and draws of one batch; passed to the kernel by value.
+/// Geometry and draws of one batch: [`crate::device::AugmentShape`] with the step's seed and number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(C)]
 pub struct Augment {
     pub seed: u64,
-    /// Epoch of the train stream, step of the meta stream.
+    /// The step's number.
     pub time: u32,
     /// [`crate::random::TRAIN_VIEW`], [`crate::random::META_VIEW`] or one of the views behind them; below 65536.
     pub view: u32,

@@ -17,7 +17,7 @@ pub struct Batch {
     pub images: Vec<u8>,
     /// `[n]`, in [0, classes)
     pub labels: Vec<i32>,
-    /// `[n]`, sample ids: with epoch or step, the names of each sample's augmentation draws
+    /// `[n]`, sample ids: with the step, the names of each sample's augmentation draws
     pub ids: Vec<u32>,
 }
 
@@ -47,9 +47,8 @@ impl Batch {
     }
 }
 
-/// What one step needs. Augmentation is up to the caller: train images at time `epoch` and
-/// [`crate::random::TRAIN_VIEW`], clean ones, which may come many times an epoch, at time `step` and
-/// [`crate::random::META_VIEW`].
+/// What one step needs. Augmentation is up to the caller: at time `step`, train images with
+/// [`crate::random::TRAIN_VIEW`] and clean ones with [`crate::random::META_VIEW`].
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Step {
     /// From 0.
