@@ -75,10 +75,10 @@ __device__ __forceinline__ void conv_forward_body(float* y, const Source& x, con
 extern "C" __global__ void __launch_bounds__(256, 2) conv_forward_large(CONV_FORWARD_ARGS) {
   conv_forward_body<LargeTile, 4>(y, x, w, bias, mask, shape);
 }
-extern "C" __global__ void __launch_bounds__(128) conv_forward_small(CONV_FORWARD_ARGS) {
+extern "C" __global__ void __launch_bounds__(128, 4) conv_forward_small(CONV_FORWARD_ARGS) {
   conv_forward_body<SmallTile, 4>(y, x, w, bias, mask, shape);
 }
-extern "C" __global__ void __launch_bounds__(128) conv_forward_odd(CONV_FORWARD_ARGS) {
+extern "C" __global__ void __launch_bounds__(128, 4) conv_forward_odd(CONV_FORWARD_ARGS) {
   conv_forward_body<SmallTile, 1>(y, x, w, bias, mask, shape);
 }
 
@@ -118,10 +118,10 @@ __device__ __forceinline__ void conv_tangent_body(float* ty, const Source& x, co
 extern "C" __global__ void __launch_bounds__(256, 2) conv_tangent_large(CONV_TANGENT_ARGS) {
   conv_tangent_body<LargeTile, 4>(ty, x, tx, w, tw, tbias, mask, shape);
 }
-extern "C" __global__ void __launch_bounds__(128) conv_tangent_small(CONV_TANGENT_ARGS) {
+extern "C" __global__ void __launch_bounds__(128, 4) conv_tangent_small(CONV_TANGENT_ARGS) {
   conv_tangent_body<SmallTile, 4>(ty, x, tx, w, tw, tbias, mask, shape);
 }
-extern "C" __global__ void __launch_bounds__(128) conv_tangent_odd(CONV_TANGENT_ARGS) {
+extern "C" __global__ void __launch_bounds__(128, 4) conv_tangent_odd(CONV_TANGENT_ARGS) {
   conv_tangent_body<SmallTile, 1>(ty, x, tx, w, tw, tbias, mask, shape);
 }
 
@@ -223,9 +223,9 @@ __device__ __forceinline__ void conv_backward_input_body(float* dx, const float*
 extern "C" __global__ void __launch_bounds__(256, 2) conv_backward_input_large(CONV_BACKWARD_INPUT_ARGS) {
   conv_backward_input_body<LargeTile, 4>(dx, dy, w, mask, shape, add);
 }
-extern "C" __global__ void __launch_bounds__(128) conv_backward_input_small(CONV_BACKWARD_INPUT_ARGS) {
+extern "C" __global__ void __launch_bounds__(128, 4) conv_backward_input_small(CONV_BACKWARD_INPUT_ARGS) {
   conv_backward_input_body<SmallTile, 4>(dx, dy, w, mask, shape, add);
 }
-extern "C" __global__ void __launch_bounds__(128) conv_backward_input_odd(CONV_BACKWARD_INPUT_ARGS) {
+extern "C" __global__ void __launch_bounds__(128, 4) conv_backward_input_odd(CONV_BACKWARD_INPUT_ARGS) {
   conv_backward_input_body<SmallTile, 1>(dx, dy, w, mask, shape, add);
 }

@@ -84,15 +84,6 @@ struct Image {
   int height, width, channels;
 };
 
-template <int W, Form FORM>
-__device__ __forceinline__ Pack<W> evaluate(const Image& image, int c, const Pack<W>& x, const Pack<W>& tx) {
-  if constexpr (FORM == Form::Forward) return source_forward<W>(image.source, image.channels, c, x);
-  if constexpr (FORM == Form::Tangent) {
-    return source_tangent<W>(image.source, image.tangent, image.channels, c, x, tx);
-  }
-  return x;
-}
-
 // Operand a of forward, tangent, contraction (DIRECTION 1) and backward-input (DIRECTION -1): tile rows are pixels, the
 // depth is (tap row, tap column, channel). Pixel m reads image position origin(m) + DIRECTION·tap, zero outside.
 template <class T, int W, Form FORM, int DIRECTION>
@@ -146,13 +137,20 @@ struct PixelRows {
   __device__ __forceinline__ void store(int step, float (&tile)[T::BK][T::LDA]) {
     const int first = static_cast<int>(threadIdx.x) % 4 * 4;
     UNROLL for (int j = 0; j < 4 / W; j++) {
-      const int c = FORM == Form::Plain ? 0 : by_channels.mod(step * T::BK + first + j * W);
-      UNROLL for (int i = 0; i < PASSES; i++) {
-        Pack<W> u = value[i][j];
-        if (FORM != Form::Plain && (inside >> (i * 4 + j) & 1)) {
-          u = evaluate<W, FORM>(image, c, u, tangent[FORM == Form::Tangent ? i : 0][j]);
+      if constexpr (FORM != Form::Plain) {
+        const int c = by_channels.mod(step * T::BK + first + j * W);
+        const Affine<W> affine(image.source, image.channels, c);
+        const bool relu = image.source.relu != 0;
+        const Slope<W> slope(FORM == Form::Tangent ? image.tangent.slope : nullptr, image.channels, c);
+        UNROLL for (int i = 0; i < PASSES; i++) {
+          Pack<W>& u = value[i][j];
+          if constexpr (FORM == Form::Forward) u = source_forward(affine, relu, u);
+          if constexpr (FORM == Form::Tangent) u = source_tangent(affine, relu, slope, u, tangent[i][j]);
+          if (!(inside >> (i * 4 + j) & 1)) u = {};
         }
-        UNROLL for (int e = 0; e < W; e++) tile[first + j * W + e][row(i)] = u.v[e];
+      }
+      UNROLL for (int i = 0; i < PASSES; i++) {
+        UNROLL for (int e = 0; e < W; e++) tile[first + j * W + e][row(i)] = value[i][j].v[e];
       }
     }
   }

@@ -47,13 +47,15 @@ struct WindowColumns {
   }
 
   __device__ __forceinline__ void store(int, float (&tile)[T::BK][T::LDA]) {
-    UNROLL for (int i = 0; i < PASSES; i++) {
-      Pack<W> u[4 / W];
-      UNROLL for (int j = 0; j < 4 / W; j++) {
-        u[j] = value[i][j];
-        if (inside >> (i * 4 + j) & 1) u[j] = evaluate<W, Form::Forward>(image, c[j], u[j], u[j]);
+    UNROLL for (int j = 0; j < 4 / W; j++) {
+      const Affine<W> affine(image.source, image.channels, max(c[j], 0));
+      UNROLL for (int i = 0; i < PASSES; i++) {
+        value[i][j] = source_forward(affine, image.source.relu != 0, value[i][j]);
+        if (!(inside >> (i * 4 + j) & 1)) value[i][j] = {};
       }
-      store_run<W>(tile[threadIdx.x / RUNS + i * PASS], threadIdx.x % RUNS * 4, u);
+    }
+    UNROLL for (int i = 0; i < PASSES; i++) {
+      store_run<W>(tile[threadIdx.x / RUNS + i * PASS], threadIdx.x % RUNS * 4, value[i]);
     }
   }
 };
@@ -132,10 +134,10 @@ __device__ __forceinline__ void conv_backward_weight_body(float* dw, const Sourc
 extern "C" __global__ void __launch_bounds__(256, 2) conv_backward_weight_large(CONV_BACKWARD_WEIGHT_ARGS) {
   conv_backward_weight_body<LargeTile, 4>(dw, x, dy, shape, slice_pixels, add);
 }
-extern "C" __global__ void __launch_bounds__(128) conv_backward_weight_small(CONV_BACKWARD_WEIGHT_ARGS) {
+extern "C" __global__ void __launch_bounds__(128, 4) conv_backward_weight_small(CONV_BACKWARD_WEIGHT_ARGS) {
   conv_backward_weight_body<SmallTile, 4>(dw, x, dy, shape, slice_pixels, add);
 }
-extern "C" __global__ void __launch_bounds__(128) conv_backward_weight_odd(CONV_BACKWARD_WEIGHT_ARGS) {
+extern "C" __global__ void __launch_bounds__(128, 4) conv_backward_weight_odd(CONV_BACKWARD_WEIGHT_ARGS) {
   conv_backward_weight_body<SmallTile, 1>(dw, x, dy, shape, slice_pixels, add);
 }
 

@@ -24,8 +24,8 @@ template <int W>
 __device__ __forceinline__ void join_forward_body(float* y, const Source& a, const Source& b, const Source& mask,
                                                   const Rows& shape) {
   for_each_run<W>(shape, [&](Offset at, int c) {
-    const Pack<W> u = source_forward<W>(a, shape.channels, c, load_pack<W>(a.x + at));
-    const Pack<W> v = source_forward<W>(b, shape.channels, c, load_pack<W>(b.x + at));
+    const Pack<W> u = source_forward(Affine<W>(a, shape.channels, c), a.relu != 0, load_pack<W>(a.x + at));
+    const Pack<W> v = source_forward(Affine<W>(b, shape.channels, c), b.relu != 0, load_pack<W>(b.x + at));
     finish<W>(y, at, shape.channels, c, add_packs(u, v), false, mask);
   });
 }
@@ -47,7 +47,7 @@ __device__ __forceinline__ Pack<W> load_tangent(const Source& s, const Tangent& 
   Pack<W> x = {}, tx = {};
   if (s.relu || t.slope != nullptr) x = load_pack<W>(s.x + at);
   if (t.tx != nullptr) tx = load_pack<W>(t.tx + at);
-  return source_tangent<W>(s, t, channels, c, x, tx);
+  return source_tangent(Affine<W>(s, channels, c), s.relu != 0, Slope<W>(t.slope, channels, c), x, tx);
 }
 
 template <int W>
@@ -77,7 +77,9 @@ __device__ __forceinline__ void source_backward_body(float* dx, const float* d, 
   for_each_run<W>(shape, [&](Offset at, int c) {
     Pack<W> stored = {};
     if (x.relu || slope != nullptr) stored = load_pack<W>(x.x + at);
-    const Pack<W> u = source_adjoint<W>(x, slope, shape.channels, c, stored, load_pack<W>(d + at));
+    const Affine<W> affine(x, shape.channels, c);
+    const Slope<W> coefficients(slope, shape.channels, c);
+    const Pack<W> u = source_adjoint(affine, x.relu != 0, coefficients, stored, load_pack<W>(d + at));
     finish<W>(dx, at, shape.channels, c, u, add != 0, mask);
   });
 }

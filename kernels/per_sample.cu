@@ -45,10 +45,10 @@ __device__ __forceinline__ void conv_contract_body(float* partial, const Source&
 extern "C" __global__ void __launch_bounds__(256, 2) conv_contract_large(CONV_CONTRACT_ARGS) {
   conv_contract_body<LargeTile, 4>(partial, x, dy, tw, tbias, shape);
 }
-extern "C" __global__ void __launch_bounds__(128) conv_contract_small(CONV_CONTRACT_ARGS) {
+extern "C" __global__ void __launch_bounds__(128, 4) conv_contract_small(CONV_CONTRACT_ARGS) {
   conv_contract_body<SmallTile, 4>(partial, x, dy, tw, tbias, shape);
 }
-extern "C" __global__ void __launch_bounds__(128) conv_contract_odd(CONV_CONTRACT_ARGS) {
+extern "C" __global__ void __launch_bounds__(128, 4) conv_contract_odd(CONV_CONTRACT_ARGS) {
   conv_contract_body<SmallTile, 1>(partial, x, dy, tw, tbias, shape);
 }
 

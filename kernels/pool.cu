@@ -35,8 +35,9 @@ extern "C" __global__ void __launch_bounds__(256) pool_forward(float* __restrict
   const int len = shape.n * shape.p() * shape.q() * shape.c;
   for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < len; i += gridDim.x * blockDim.x) {
     const Position at(i, shape.p(), shape.q(), shape.c);
+    const Affine<1> affine(x, shape.c, at.c);
     y[i] = window_mean(shape, at, [&](int j) {
-      return source_forward<1>(x, shape.c, at.c, load_pack<1>(x.x + j)).v[0];
+      return source_forward(affine, x.relu != 0, load_pack<1>(x.x + j)).v[0];
     });
   }
 }
@@ -50,10 +51,12 @@ extern "C" __global__ void __launch_bounds__(256) pool_tangent(float* __restrict
   const int len = shape.n * shape.p() * shape.q() * shape.c;
   for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < len; i += gridDim.x * blockDim.x) {
     const Position at(i, shape.p(), shape.q(), shape.c);
+    const Affine<1> affine(x, shape.c, at.c);
+    const Slope<1> slope(tx.slope, shape.c, at.c);
     ty[i] = window_mean(shape, at, [&](int j) {
       Pack<1> value = {};
       if (tx.tx != nullptr) value = load_pack<1>(tx.tx + j);
-      return source_tangent<1>(x, tx, shape.c, at.c, load_pack<1>(x.x + j), value).v[0];
+      return source_tangent(affine, x.relu != 0, slope, load_pack<1>(x.x + j), value).v[0];
     });
   }
 }

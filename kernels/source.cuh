@@ -22,33 +22,50 @@ struct Tangent {
 static_assert(sizeof(Source) == 24, "twin of KernelSource");
 static_assert(sizeof(Tangent) == 16, "twin of KernelTangent");
 
-// x - M of W channels from c on.
+// A, C, M of W channels from c on; the identity is 1, 0, 0, which changes no value.
 template <int W>
-__device__ __forceinline__ Pack<W> source_centre(const Source& s, int channels, int c, Pack<W> x) {
-  if (s.affine != nullptr) {
-    const Pack<W> centre = load_pack<W>(s.affine + 2 * channels + c);
-    UNROLL for (int i = 0; i < W; i++) x.v[i] = __fsub_rn(x.v[i], centre.v[i]);
-  }
-  return x;
-}
+struct Affine {
+  Pack<W> scale, shift, centre;
 
-// A·(x - M) + C of W channels from c on: what the mask looks at.
-template <int W>
-__device__ __forceinline__ Pack<W> source_linear(const Source& s, int channels, int c, Pack<W> x) {
-  if (s.affine != nullptr) {
-    x = source_centre<W>(s, channels, c, x);
-    const Pack<W> scale = load_pack<W>(s.affine + c), shift = load_pack<W>(s.affine + channels + c);
-    UNROLL for (int i = 0; i < W; i++) x.v[i] = __fmaf_rn(scale.v[i], x.v[i], shift.v[i]);
+  __device__ __forceinline__ Affine(const Source& s, int channels, int c) {
+    if (s.affine != nullptr) {
+      scale = load_pack<W>(s.affine + c);
+      shift = load_pack<W>(s.affine + channels + c);
+      centre = load_pack<W>(s.affine + 2 * channels + c);
+    } else {
+      UNROLL for (int i = 0; i < W; i++) scale.v[i] = 1.0f, shift.v[i] = 0.0f, centre.v[i] = 0.0f;
+    }
   }
-  return x;
-}
+};
+
+// B, D of W channels from c on; a missing slope is 0.
+template <int W>
+struct Slope {
+  Pack<W> factor, shift;
+
+  __device__ __forceinline__ Slope(const float* slope, int channels, int c) : factor{}, shift{} {
+    if (slope != nullptr) {
+      factor = load_pack<W>(slope + c);
+      shift = load_pack<W>(slope + channels + c);
+    }
+  }
+};
 
 __device__ __forceinline__ bool relu_closed(float u) { return u <= 0.0f; }
 
+// A·(x - M) + C: what the mask looks at.
 template <int W>
-__device__ __forceinline__ Pack<W> source_forward(const Source& s, int channels, int c, const Pack<W>& x) {
-  Pack<W> u = source_linear<W>(s, channels, c, x);
-  if (s.relu) {
+__device__ __forceinline__ Pack<W> source_linear(const Affine<W>& affine, Pack<W> x) {
+  UNROLL for (int i = 0; i < W; i++) {
+    x.v[i] = __fmaf_rn(affine.scale.v[i], __fsub_rn(x.v[i], affine.centre.v[i]), affine.shift.v[i]);
+  }
+  return x;
+}
+
+template <int W>
+__device__ __forceinline__ Pack<W> source_forward(const Affine<W>& affine, bool relu, const Pack<W>& x) {
+  Pack<W> u = source_linear(affine, x);
+  if (relu) {
     UNROLL for (int i = 0; i < W; i++) u.v[i] = relu_closed(u.v[i]) ? 0.0f : u.v[i];
   }
   return u;
@@ -56,43 +73,35 @@ __device__ __forceinline__ Pack<W> source_forward(const Source& s, int channels,
 
 // v where the source's ReLU is open, 0 elsewhere; v itself for a source without ReLU.
 template <int W>
-__device__ __forceinline__ Pack<W> source_mask(const Source& s, int channels, int c, const Pack<W>& x, Pack<W> v) {
-  if (s.relu) {
-    const Pack<W> u = source_linear<W>(s, channels, c, x);
+__device__ __forceinline__ Pack<W> source_mask(const Affine<W>& affine, bool relu, const Pack<W>& x, Pack<W> v) {
+  if (relu) {
+    const Pack<W> u = source_linear(affine, x);
     UNROLL for (int i = 0; i < W; i++) v.v[i] = relu_closed(u.v[i]) ? 0.0f : v.v[i];
   }
   return v;
 }
 
-// A·v + (B·(x - M) + D); a missing A is 1, a missing M and a missing slope 0.
+// A·v + (B·(x - M) + D)
 template <int W>
-__device__ __forceinline__ Pack<W> source_slope(const Source& s, const float* slope, int channels, int c,
-                                                const Pack<W>& x, Pack<W> v) {
-  Pack<W> base = {};
-  if (slope != nullptr) {
-    const Pack<W> b = load_pack<W>(slope + c), d = load_pack<W>(slope + channels + c);
-    const Pack<W> u = source_centre<W>(s, channels, c, x);
-    UNROLL for (int i = 0; i < W; i++) base.v[i] = __fmaf_rn(b.v[i], u.v[i], d.v[i]);
-  }
-  if (s.affine != nullptr) {
-    const Pack<W> scale = load_pack<W>(s.affine + c);
-    UNROLL for (int i = 0; i < W; i++) v.v[i] = __fmaf_rn(scale.v[i], v.v[i], base.v[i]);
-  } else {
-    UNROLL for (int i = 0; i < W; i++) v.v[i] = __fadd_rn(v.v[i], base.v[i]);
+__device__ __forceinline__ Pack<W> source_slope(const Affine<W>& affine, const Slope<W>& slope, const Pack<W>& x,
+                                                Pack<W> v) {
+  UNROLL for (int i = 0; i < W; i++) {
+    const float centred = __fsub_rn(x.v[i], affine.centre.v[i]);
+    v.v[i] = __fmaf_rn(affine.scale.v[i], v.v[i], __fmaf_rn(slope.factor.v[i], centred, slope.shift.v[i]));
   }
   return v;
 }
 
 template <int W>
-__device__ __forceinline__ Pack<W> source_tangent(const Source& s, const Tangent& t, int channels, int c,
+__device__ __forceinline__ Pack<W> source_tangent(const Affine<W>& affine, bool relu, const Slope<W>& slope,
                                                   const Pack<W>& x, const Pack<W>& tx) {
-  return source_mask<W>(s, channels, c, x, source_slope<W>(s, t.slope, channels, c, x, tx));
+  return source_mask(affine, relu, x, source_slope(affine, slope, x, tx));
 }
 
 template <int W>
-__device__ __forceinline__ Pack<W> source_adjoint(const Source& s, const float* slope, int channels, int c,
+__device__ __forceinline__ Pack<W> source_adjoint(const Affine<W>& affine, bool relu, const Slope<W>& slope,
                                                   const Pack<W>& x, const Pack<W>& d) {
-  return source_slope<W>(s, slope, channels, c, x, source_mask<W>(s, channels, c, x, d));
+  return source_slope(affine, slope, x, source_mask(affine, relu, x, d));
 }
 
 // The end of every output, in this order: (add to what is there) -> mask -> store. `at` is the element offset of the W
@@ -104,6 +113,8 @@ __device__ __forceinline__ void finish(float* y, Offset at, int channels, int c,
     const Pack<W> old = load_pack<W>(y + at);
     UNROLL for (int i = 0; i < W; i++) v.v[i] += old.v[i];
   }
-  if (mask.x != nullptr) v = source_mask<W>(mask, channels, c, load_pack<W>(mask.x + at), v);
+  if (mask.x != nullptr) {
+    v = source_mask(Affine<W>(mask, channels, c), mask.relu != 0, load_pack<W>(mask.x + at), v);
+  }
   store_pack<W>(y + at, v);
 }

@@ -1,6 +1,4 @@
 // What CUDA threads of a block do together: barrier, warp operations, asynchronous copies, shared memory.
-#include <algorithm>
-#include <cstdlib>
 #include <cstring>
 
 #include "sanitizer.h"
@@ -174,37 +172,21 @@ void Scheduler::cp_async_wait(uint32_t pending) {
 
 // ---- shared memory
 
-// Heap blocks of the exact size, so that the address sanitizer knows their ends. In the ordinary build a canary behind
-// each is looked at when the block has run.
-namespace {
-constexpr size_t canary_bytes = 64;
-constexpr int canary = 0xA5;
-constexpr size_t static_limit = 48 << 10;  // of ptxas
+static constexpr size_t static_limit = 48 << 10;  // of ptxas
+static constexpr size_t static_alignment = 16, dynamic_alignment = 128;  // of the dialect
 
-void* allocate_shared(size_t bytes, size_t alignment) {
-  const sanitizer::Unwatched unwatched;
-  const size_t rounded = (bytes + canary_bytes + alignment - 1) / alignment * alignment;
-  void* p = aligned_alloc(alignment, rounded);
-  sanitizer::fill(p, 0xFF, bytes);
-  sanitizer::fill(static_cast<char*>(p) + bytes, canary, rounded - bytes);
-  sanitizer::poison(static_cast<char*>(p) + bytes, rounded - bytes);
-  return p;
+// An array of this size that an earlier launch of this host thread left, or a new one.
+SharedArray Scheduler::take_shared(const void* key, size_t bytes, size_t alignment) {
+  for (SharedArray& spare : spare_shared_) {
+    if (spare.bytes != bytes || spare.alignment != alignment) continue;
+    SharedArray array = spare;
+    spare = spare_shared_.back();
+    spare_shared_.pop_back();
+    array.key = key;
+    return array;
+  }
+  return map_shared(key, bytes, alignment);
 }
-
-void release_shared(void* p, size_t bytes, size_t alignment) {
-  const sanitizer::Unwatched unwatched;
-  sanitizer::unpoison(p, (bytes + canary_bytes + alignment - 1) / alignment * alignment);
-  free(p);
-}
-
-bool canary_is_intact(const void* p, size_t bytes) {
-  const auto* tail = static_cast<const unsigned char*>(p) + bytes;
-  // Under a sanitizer the bytes are its to watch, and not even we may read them.
-  return sanitizer::present || std::all_of(tail, tail + canary_bytes, [](unsigned char c) { return c == canary; });
-}
-
-constexpr size_t static_alignment = 16, dynamic_alignment = 128;
-}  // namespace
 
 void* Scheduler::shared_array(const void* key, size_t bytes) {
   for (const SharedArray& array : shared_) {
@@ -219,40 +201,43 @@ void* Scheduler::shared_array(const void* key, size_t bytes) {
     fail("%zu bytes of SHARED arrays and %zu of DYN_SMEM exceed the limit of %zu bytes a block", static_shared_bytes_,
          block_.dynamic_shared_bytes, launch_.shared_limit);
   }
-  void* data = allocate_shared(bytes, static_alignment);
-  shared_.push_back({key, data, bytes});
-  return data;
+  shared_.push_back(take_shared(key, bytes, static_alignment));
+  clear_shared(shared_.back());
+  return shared_.back().data;
 }
 
 // At the beginning of every block: nothing of the block before may be readable, so all is NaN again.
 void Scheduler::make_shared_memory() {
 #if defined(EMULATOR_THREAD_SANITIZER)
-  free_shared_memory();  // fresh memory has no race history
+  release_shared_memory();  // only fresh memory has no race history
+  drop_spare_shared();
 #endif
-  for (const SharedArray& array : shared_) sanitizer::fill(array.data, 0xFF, array.bytes);
-  if (block_.dynamic_shared_bytes == 0) return;
-  if (block_.dynamic_shared == nullptr) {
-    block_.dynamic_shared =
-        static_cast<unsigned char*>(allocate_shared(block_.dynamic_shared_bytes, dynamic_alignment));
+  if (block_.dynamic_shared_bytes > 0 && block_.dynamic_shared == nullptr) {
+    shared_.push_back(take_shared(nullptr, block_.dynamic_shared_bytes, dynamic_alignment));
+    block_.dynamic_shared = reinterpret_cast<unsigned char*>(shared_.back().data);
   }
-  sanitizer::fill(block_.dynamic_shared, 0xFF, block_.dynamic_shared_bytes);
+  for (const SharedArray& array : shared_) clear_shared(array);
 }
 
-void Scheduler::free_shared_memory() {
-  auto release = [&](void* data, size_t bytes, size_t alignment, const char* what) {
-    if (error_.empty() && !canary_is_intact(data, bytes)) {
-      error_ = std::string("kernel ") + launch_.kernel->name + ": bytes past the end of " + what + " of " +
-               std::to_string(bytes) + " bytes were overwritten";
-    }
-    release_shared(data, bytes, alignment);
-  };
-  for (const SharedArray& array : shared_) release(array.data, array.bytes, static_alignment, "a SHARED array");
+void Scheduler::check_shared_memory() {
+  for (const SharedArray& array : shared_) {
+    if (!error_.empty() || canary_is_intact(array)) continue;
+    error_ = where_block() + ": bytes past the end of " + describe(array) + " were overwritten";
+  }
+}
+
+void Scheduler::release_shared_memory() {
+  spare_shared_.insert(spare_shared_.end(), shared_.begin(), shared_.end());
   shared_.clear();
   static_shared_bytes_ = 0;
-  if (block_.dynamic_shared != nullptr) {
-    release(block_.dynamic_shared, block_.dynamic_shared_bytes, dynamic_alignment, "the DYN_SMEM array");
-  }
   block_.dynamic_shared = nullptr;
+  constexpr size_t kept = 32;
+  if (spare_shared_.size() > kept) drop_spare_shared();
+}
+
+void Scheduler::drop_spare_shared() {
+  for (const SharedArray& array : spare_shared_) unmap_shared(array);
+  spare_shared_.clear();
 }
 
 }  // namespace emulator

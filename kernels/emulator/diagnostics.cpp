@@ -26,10 +26,14 @@ const char* base_name(const char* path) {
   return slash != nullptr ? slash + 1 : path;
 }
 
-std::string Scheduler::where() const {
+std::string Scheduler::where_block() const {
   const uint3 b = block_.index;
-  const uint3 t = current_thread != nullptr ? current_thread->index : uint3{0, 0, 0};
-  return text("kernel %s, block (%u,%u,%u), thread (%u,%u,%u)", launch_.kernel->name, b.x, b.y, b.z, t.x, t.y, t.z);
+  return text("kernel %s, block (%u,%u,%u)", launch_.kernel->name, b.x, b.y, b.z);
+}
+
+std::string Scheduler::where() const {
+  const uint3 t = current_thread->index;
+  return where_block() + text(", thread (%u,%u,%u)", t.x, t.y, t.z);
 }
 
 void fail(const char* format, ...) {
@@ -65,19 +69,25 @@ void Scheduler::report_deadlock() {
     else state = text("wait in the warp operation %s:%u (mask %08x)", base_name(t.site.file), t.site.line, t.mask);
     groups[state].push_back(t.linear);
   }
-  std::string message = text("kernel %s, block (%u,%u,%u): deadlock:", launch_.kernel->name, block_.index.x,
-                             block_.index.y, block_.index.z);
+  std::string message = where_block() + ": deadlock:";
   for (const auto& [state, threads] : groups) {
     message += text("\n  %zu threads %s [%s]", threads.size(), state.c_str(), list_runs(threads).c_str());
   }
   abandon(message);
 }
 
-bool Scheduler::in_stack_guard(const void* address) const {
+std::string Scheduler::describe_fault(const void* address) const {
   for (const Fiber* fiber : fibers_) {
-    if (emulator::in_stack_guard(*fiber, address)) return true;
+    if (in_stack_guard(*fiber, address)) return "stack overflow of the thread";
   }
-  return false;
+  const char* p = static_cast<const char*>(address);
+  for (const SharedArray& array : shared_) {
+    if (!in_guard(array, address)) continue;
+    const char* end = array.data + array.bytes;
+    if (p >= end) return text("access %td bytes past the end of %s", p - end, describe(array).c_str());
+    return text("access %td bytes before %s", array.data - p, describe(array).c_str());
+  }
+  return text("access to %p, %s", address, describe_address(address).c_str());
 }
 
 void Scheduler::cpu_time_is_up() { time_warnings_ = time_warnings_ + 1; }
@@ -102,8 +112,7 @@ struct sigaction previous[3];
   if (fault.signal == SIGXCPU) fail("the launch used more than %u seconds of CPU time: an endless loop?", launch_seconds());
   if (fault.signal == SIGFPE) fail("integer division by zero");
   if (fault.address == nullptr) fail("access to a null, impossible or misaligned address");
-  if (active_scheduler->in_stack_guard(fault.address)) fail("stack overflow of the thread");
-  fail("access to %p, %s", fault.address, describe_address(fault.address).c_str());
+  fail("%s", active_scheduler->describe_fault(fault.address).c_str());
 }
 
 void redirect_to_rescue(void* context, int signal, void* address) {

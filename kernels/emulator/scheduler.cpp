@@ -17,7 +17,10 @@ Scheduler& Scheduler::current() {
   return scheduler;
 }
 
-Scheduler::~Scheduler() { drop_fibers(); }
+Scheduler::~Scheduler() {
+  drop_fibers();
+  drop_spare_shared();
+}
 
 void Scheduler::drop_fibers() {
   for (Fiber* fiber : fibers_) destroy_fiber(fiber);
@@ -56,6 +59,7 @@ std::string Scheduler::run(const Launch& launch) {
   ready_.resize(ring);
   // What a fiber may append to is given its size now, so that no allocation falls into a race checker's view.
   shared_.reserve(64);
+  spare_shared_.reserve(128);
   fibers_.reserve(2048);
   idle_.reserve(2048);
 
@@ -85,7 +89,7 @@ std::string Scheduler::run(const Launch& launch) {
                static_cast<unsigned>(b / grid.x / grid.y)});
   }
   sanitizer::acquire(&block_end_edge_);
-  free_shared_memory();
+  release_shared_memory();
   active_scheduler = nullptr;
   if (!error_.empty()) drop_fibers();  // some stopped in the middle of a kernel
   return error_;
@@ -108,6 +112,7 @@ void Scheduler::run_block(uint3 index) {
   switch_fiber(host_, *first->fiber);  // returns when the last thread has exited, or by abandon()
   running_ = nullptr;
   current_thread = nullptr;
+  check_shared_memory();
 }
 
 void Scheduler::reset_block() {

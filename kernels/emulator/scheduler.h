@@ -11,6 +11,7 @@
 #include "options.h"
 #include "registry.h"
 #include "runtime.h"
+#include "shared_memory.h"
 
 namespace emulator {
 
@@ -55,12 +56,6 @@ struct Warp {
   WarpOperation operations[8];
 };
 
-struct SharedArray {
-  const void* key;
-  void* data;
-  size_t bytes;
-};
-
 class Scheduler {
  public:
   // Of the calling host thread; made on first use.
@@ -83,15 +78,20 @@ class Scheduler {
   // For diagnostics.
   bool in_kernel() const { return running_ != nullptr && running_ != &host_; }
   std::string where() const;
-  bool in_stack_guard(const void* address) const;
+  std::string where_block() const;
+  // What a faulting address belongs to, as the end of a sentence.
+  std::string describe_fault(const void* address) const;
   void cpu_time_is_up();
   bool second_warning() const { return time_warnings_ > 1; }
 
  private:
   void run_block(uint3 index);
   void reset_block();
+  SharedArray take_shared(const void* key, size_t bytes, size_t alignment);
   void make_shared_memory();
-  void free_shared_memory();
+  void check_shared_memory();
+  void release_shared_memory();
+  void drop_spare_shared();
   static void fiber_main();
   void thread_exits();
   void run_next(bool finished);
@@ -130,7 +130,8 @@ class Scheduler {
   unsigned barrier_generation_ = 0;
   char barrier_edge_[2];  // addresses for the race checker: one for each of two successive barriers
 
-  std::vector<SharedArray> shared_;
+  std::vector<SharedArray> shared_;        // of the running block
+  std::vector<SharedArray> spare_shared_;  // kept for later launches: mapping costs more than most launches
   size_t static_shared_bytes_ = 0;
   char block_start_edge_, block_end_edge_;
   volatile int time_warnings_ = 0;

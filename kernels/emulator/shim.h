@@ -24,7 +24,12 @@
 #define gridDim (::emulator::current_block->grid)
 #define warpSize 32
 
+// Instrumented code is not unrolled: the convolutions would take minutes to compile.
+#if defined(EMULATOR_ADDRESS_SANITIZER) || defined(EMULATOR_THREAD_SANITIZER)
+#define UNROLL _Pragma("GCC unroll 1")
+#else
 #define UNROLL _Pragma("GCC unroll 64")
+#endif
 
 // The lambda's static is a key unique to this variable (and to each instantiation of a template it stands in).
 #define SHARED(T, name, ...) \

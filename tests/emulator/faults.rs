@@ -120,7 +120,7 @@ fn accesses_outside_of_buffers_are_named() {
     }
     assert_mentions(
         &fault("fault_past_shared", blocks(1, 64), 64),
-        &["past the end of a SHARED array of 256 bytes"],
+        &["0 bytes past the end of the SHARED array of 256 bytes"],
     );
     let dynamic = LaunchConfig {
         shared_mem_bytes: 256,
@@ -128,7 +128,7 @@ fn accesses_outside_of_buffers_are_named() {
     };
     assert_mentions(
         &fault("fault_past_dynamic_shared", dynamic, 64),
-        &["past the end of the DYN_SMEM array"],
+        &["thread (63,0,0)", "0 bytes past the end of the DYN_SMEM array"],
     );
     assert_mentions(
         &fault("fault_stack_overflow", blocks(1, 2), 64),
@@ -225,7 +225,7 @@ fn copies_beyond_a_buffer_are_refused() {
 #[ignore = "for the sanitizers"]
 fn shared_overrun_alone() {
     let text = fault("fault_past_shared", blocks(1, 64), 64);
-    assert_mentions(&text, &["past the end of a SHARED array of 256 bytes"]);
+    assert_mentions(&text, &["0 bytes past the end of the SHARED array of 256 bytes"]);
 }
 
 #[test]
@@ -236,5 +236,8 @@ fn dynamic_shared_overrun_alone() {
         ..blocks(1, 64)
     };
     let text = fault("fault_past_dynamic_shared", config, 64);
-    assert_mentions(&text, &["past the end of the DYN_SMEM array of 256 bytes"]);
+    assert_mentions(
+        &text,
+        &["0 bytes past the end of the DYN_SMEM array of 256 bytes"],
+    );
 }
