@@ -85,7 +85,7 @@ pub(super) const NO_MASK: KernelSource = KernelSource {
 
 /// Fails unless the operand holds `len` elements of `size` bytes, aligned to them.
 fn check(name: &str, mem: &Mem<Cuda>, len: usize, size: usize) -> Result<()> {
-    if mem.bytes != len * size || mem.offset % size != 0 {
+    if mem.bytes != len * size || !mem.offset.is_multiple_of(size) {
         let found = format!("{} bytes at {}", mem.bytes, mem.offset);
         return Err(Error::Internal(format!(
             "operand {name}: expected {len} elements of {size} bytes, found {found}"
