@@ -53,7 +53,7 @@ fn main() {
     let threads = std::env::args().skip(1).find_map(|arg| arg.parse().ok());
     let device = D::new(threads).expect("device");
     println!(
-        "GFLOP/s, f32, {} threads; relu(A·x + C) at the input, moments at the output",
+        "GFLOP/s, f32, {} threads; relu(A·(x − M) + C) at the input, moments at the output",
         device.threads()
     );
     println!(
@@ -132,7 +132,7 @@ fn bench(device: &D, shape: &ConvShape) -> [f64; 4] {
     let [x, tx, y, d] =
         [shape.x_len(), shape.x_len(), shape.y_len(), shape.x_len()].map(|len| values(device, len));
     let [w, tw, dw] = [(); 3].map(|()| values(device, shape.w_len()));
-    let [affine, slope] = [(); 2].map(|()| values(device, 2 * shape.c as usize));
+    let [affine, slope] = [3, 2].map(|rows| values(device, rows * shape.c as usize));
     let rows = l2b::device::Rows {
         rows: shape.y_rows() as i32,
         channels: shape.k,
@@ -207,7 +207,7 @@ fn check(device: &D, shape: &ConvShape, y: &Operand, x: &Operand, w: &Operand, a
             }
             for i in 0..c {
                 let pixel = (((shape.n - 1) * shape.h + h) * shape.w + v) as usize;
-                let value = (affine[i] * x[pixel * c + i] + affine[c + i]).max(0.0);
+                let value = (affine[i] * (x[pixel * c + i] - affine[2 * c + i]) + affine[c + i]).max(0.0);
                 let tap = (((k - 1) * shape.r as usize + r as usize) * shape.s as usize + s as usize) * c;
                 want += value.to_f64() * w[tap + i].to_f64();
             }

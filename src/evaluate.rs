@@ -6,7 +6,7 @@ use crate::data::augment::normalise_table;
 use crate::data::loader::in_order;
 use crate::data::manifest::Manifest;
 use crate::data::split::Subset;
-use crate::device::{AugmentShape, Device, Element};
+use crate::device::{AugmentShape, Device};
 use crate::engine::{Engine, Images, Slot};
 use crate::{Error, Result};
 
@@ -15,12 +15,7 @@ use crate::{Error, Result};
 /// # Errors
 /// Those of the device.
 pub fn set_table<D: Device>(engine: &Engine<D>, manifest: &Manifest) -> Result<()> {
-    // Rounded once, from f64: the same value on every device.
-    let table: Vec<D::Act> = normalise_table::<f64>(manifest)
-        .into_iter()
-        .map(D::Act::from_f64)
-        .collect();
-    engine.set_table(&table)
+    engine.set_table(&normalise_table::<D::Act>(manifest))
 }
 
 /// Geometry of images that are normalised and nothing else.

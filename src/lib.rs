@@ -14,6 +14,7 @@ pub mod meta_step;
 pub mod model;
 pub mod net;
 pub mod random;
+pub mod recipe;
 pub mod run_folder;
 pub mod schedule;
 pub mod step;

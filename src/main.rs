@@ -52,7 +52,6 @@ fn main() -> ExitCode {
         Err(error) => error.exit(),
     };
     std::panic::set_hook(Box::new(report_panic));
-    // Unlocked: worker threads may print too.
     match catch_unwind(|| run(&cli.command, &mut std::io::stdout())) {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(error)) => {

@@ -255,12 +255,15 @@ impl RunFolder {
     /// # Errors
     /// `Data` where both checkpoints are missing or damaged, or belong to another dataset.
     pub fn resume<D: Device>(&self, trainer: &mut Trainer<D>) -> Result<()> {
-        let load = |name| {
-            let path = self.file(name);
-            TensorFile::load(&path).map(|file| (path, file))
-        };
-        // The newer one tells why, should both be unusable.
-        let (path, file) = load(CHECKPOINT).or_else(|error| load(PREVIOUS).map_err(|_| error))?;
+        let path = self.file(CHECKPOINT);
+        let file = TensorFile::load(&path).or_else(|error| {
+            let previous = self.file(PREVIOUS);
+            // The newer one tells why, should both be unusable.
+            let file = TensorFile::load(&previous).map_err(|_| error)?;
+            // The next checkpoint moves this one aside: that must be the good one.
+            fs::rename(&previous, &path).map_err(|e| Error::io(&previous, e))?;
+            Ok(file)
+        })?;
         let fingerprint = &trainer.task.overlay.fingerprint;
         let found = file.metadata.get(FINGERPRINT).map_or("none", String::as_str);
         if found != fingerprint {

@@ -122,9 +122,18 @@ fn sizes(config: &RunConfig, task: &Task) -> Vec<usize> {
 /// `Device`, naming need, free memory and the largest batch that fits, where it is more than there is; `Config` for a
 /// batch that no device can index.
 pub fn memory<D: Device>(device: &D, config: &RunConfig, task: &Task) -> Result<usize> {
+    memory_within(device, config, task, device.free_bytes())
+}
+
+fn memory_within<D: Device>(
+    device: &D,
+    config: &RunConfig,
+    task: &Task,
+    free: Option<usize>,
+) -> Result<usize> {
     let program = architecture(config, task).program()?;
     let bytes = needed(device, &program, &sizes(config, task))?;
-    let Some(free) = device.free_bytes().filter(|&free| free < bytes) else {
+    let Some(free) = free.filter(|&free| free < bytes) else {
         return Ok(bytes);
     };
     // Weights normalise over the batch, so a batch cannot be cut in pieces: it fits, or the run is another one.
@@ -292,7 +301,20 @@ impl<D: Device> Trainer<D> {
     /// # Errors
     /// Those of the dataset and the device; `Diverged` for logits that are not finite.
     pub fn evaluate(&mut self) -> Result<Scores> {
-        let p = probabilities(&mut self.engine, &self.task.test, self.config.eval_batch)?;
+        let p =
+            probabilities(&mut self.engine, &self.task.test, self.config.eval_batch).map_err(|error| {
+                match error {
+                    Error::Diverged {
+                        what, value, hint, ..
+                    } => Error::Diverged {
+                        step: u64::from(self.state.step),
+                        what,
+                        value,
+                        hint,
+                    },
+                    other => other,
+                }
+            })?;
         Ok(Scores::new(&p, &labels(&self.task.test), self.task.classes()))
     }
 
@@ -347,4 +369,53 @@ fn loader(config: &RunConfig, task: &Task, from: u32) -> Result<Loader> {
         epochs: config.epochs,
     };
     Loader::start(task.train.clone(), task.meta.clone(), sizes, from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::cpu::Cpu;
+    use crate::run_folder::prepare;
+
+    #[test]
+    fn a_batch_that_does_not_fit_names_the_largest_that_does() {
+        let device = Cpu::<f32>::new(Some(1)).unwrap();
+        let with_batch = |batch| {
+            let mut config = RunConfig {
+                batch,
+                eval_batch: 16,
+                ..RunConfig::default()
+            }
+            .resolve()
+            .unwrap();
+            let task = prepare(&mut config).unwrap();
+            (config, task)
+        };
+        let need = |batch| {
+            let (config, task) = with_batch(batch);
+            memory_within(&device, &config, &task, None).unwrap()
+        };
+        let (config, task) = with_batch(300);
+        let largest = |free| {
+            let error = memory_within(&device, &config, &task, Some(free)).unwrap_err();
+            assert_eq!(error.exit_code(), 4);
+            error.to_string()
+        };
+        assert_eq!(
+            memory_within(&device, &config, &task, Some(need(300))).unwrap(),
+            need(300)
+        );
+        let message = largest(need(299));
+        assert!(
+            message.contains(&format!("{} bytes needed, {} free", need(300), need(299))),
+            "{message}"
+        );
+        assert!(message.contains("that fits is 299 "), "{message}");
+        assert!(largest(need(64)).contains("that fits is 64 "));
+        assert!(largest(1000).contains("does not fit at any batch size"));
+        // The estimate is what the engine then holds.
+        let need = need(300);
+        let trainer = Trainer::new(device, config.clone(), Task::open(&config).unwrap()).unwrap();
+        assert_eq!(trainer.engine.bytes(), need);
+    }
 }

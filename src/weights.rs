@@ -13,7 +13,7 @@ use crate::tensor_file::{Stored, TensorFile};
 use crate::{Error, Result};
 
 /// Metadata key of the description.
-const DESCRIPTION: &str = "l2b";
+const DESCRIPTION: &str = "network";
 
 /// What a network is and how its input is made; metadata of a weights file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -85,7 +85,7 @@ pub fn load(path: &Path) -> Result<(TensorFile, Description)> {
         let expected = "class names, mean and std that fit the architecture";
         return Err(Error::data(
             path,
-            "metadata l2b",
+            "metadata network",
             expected,
             "others",
             "the file is damaged",

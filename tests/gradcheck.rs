@@ -5,33 +5,12 @@
 #[path = "common/network.rs"]
 mod network;
 
-use l2b::arch::{Architecture, ModelName};
 use l2b::device::cpu::Cpu;
 use l2b::device::{Device, Statistics};
 use l2b::net::{Program, Reuse};
-use network::{Net, along, dot, read_act, uniform};
+use network::{Net, along, dot, finish, post_activation, preact, read_act, uniform};
 
 const BATCH_STATISTICS: Statistics = Statistics::Batch { update: false };
-
-fn preact(width: usize, blocks: &[usize], channels: usize, size: [usize; 2], classes: usize) -> Program {
-    Architecture {
-        model: ModelName::PreactResnet18,
-        width,
-        blocks: blocks.to_vec(),
-        in_channels: channels,
-        image_size: size,
-        num_classes: classes,
-    }
-    .program()
-    .unwrap()
-}
-
-/// The last value as logits: pool and linear layer.
-fn finish(mut net: Program, x: usize) -> Program {
-    let pooled = net.global_pool(x);
-    net.linear("linear", pooled, 3);
-    net
-}
 
 fn conv(size: usize, stride: usize, pad: usize, image: [usize; 2], channels: usize) -> Program {
     let mut net = Program::new(image[0], image[1], channels);
@@ -47,24 +26,6 @@ fn norm(relu: bool) -> Program {
     let x = net.norm("bn", x, relu);
     let x = net.conv("b", x, 4, 3, 2, 1);
     finish(net, x)
-}
-
-/// relu(bn(conv) + bn(1×1 conv)), then relu(bn(conv) + x): both operands pending, then one.
-fn post_activation() -> Program {
-    let mut net = Program::new(6, 5, 2);
-    let stem = net.conv("stem", 0, 4, 3, 1, 1);
-    let stem = net.norm("stem_bn", stem, true);
-    let a = net.conv("a", stem, 6, 3, 2, 1);
-    let a = net.norm("a_bn", a, false);
-    let b = net.conv("b", stem, 6, 1, 2, 0);
-    let b = net.norm("b_bn", b, false);
-    let y = net.join(a, b);
-    let y = net.relu(y);
-    let c = net.conv("c", y, 6, 3, 1, 1);
-    let c = net.norm("c_bn", c, false);
-    let y = net.join(c, y);
-    let y = net.relu(y);
-    finish(net, y)
 }
 
 /// A value read by two joins and a convolution, and a join of a value with itself.

@@ -4,30 +4,20 @@
 #[path = "common/network.rs"]
 mod network;
 
-use l2b::arch::{Architecture, ModelName};
 use l2b::device::cpu::Cpu;
 use l2b::device::{Device, LossShape, Normalise, Region, Statistics, StepParams, Targets};
 use l2b::engine::{Engine, EngineOptions, Images, InnerProduct, NormMode, Outcome, Slot, VirtualStep};
 use l2b::model::{Init, Model, read, write};
 use l2b::net::{Program, Reuse};
 use l2b::step::Objective;
-use network::{Net, along, argmax, cross_entropy, cross_entropy_adjoint, dot, labels, uniform};
+use network::{Net, along, argmax, cross_entropy, cross_entropy_adjoint, dot, labels, preact, uniform};
 
 const CLASSES: usize = 4;
 const N: usize = 9;
 const M: usize = 5;
 
 fn program() -> Program {
-    Architecture {
-        model: ModelName::PreactResnet18,
-        width: 4,
-        blocks: vec![1, 1],
-        in_channels: 2,
-        image_size: [6, 5],
-        num_classes: CLASSES,
-    }
-    .program()
-    .unwrap()
+    preact(4, &[1, 1], 2, [6, 5], CLASSES)
 }
 
 fn cpu() -> Cpu<f64> {

@@ -11,7 +11,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::print;
 use crate::atomic::{self, NewFolder};
 use crate::compare::{Comparison, Plan};
-use crate::config::{ConfigArgs, Method};
+use crate::config::Method;
+use crate::recipe::ConfigArgs;
 use crate::run_folder::{Summary, check_free, default_path};
 use crate::task::Task;
 use crate::{Error, Result};
@@ -118,7 +119,11 @@ pub fn run(args: &CompareArgs, out: &mut impl Write) -> Result<()> {
     let comparison = plan.run(|images, finished| {
         bar.inc(images as u64);
         if let Some(summary) = finished {
-            bar.println(line(summary));
+            if bar.is_hidden() {
+                eprintln!("{}", line(summary));
+            } else {
+                bar.println(line(summary));
+            }
         }
     });
     bar.finish_and_clear();

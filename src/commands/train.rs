@@ -8,10 +8,11 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::print;
-use crate::config::{ConfigArgs, RunConfig};
+use crate::config::RunConfig;
 use crate::device::Device;
 use crate::device::choice::{Visitor, with_device};
 use crate::epoch_log::EpochRecord;
+use crate::recipe::ConfigArgs;
 use crate::run_folder::{RunFolder, Summary, check_free, default_path, prepare};
 use crate::task::Task;
 use crate::train::{Trainer, architecture, memory};

@@ -16,6 +16,7 @@
 //! element type: no device does this arithmetic.
 
 use super::manifest::Manifest;
+use crate::device::Element;
 use crate::random::{Purpose, Stream};
 use crate::{Error, Result};
 
@@ -37,35 +38,11 @@ pub struct Augment {
     pub width: u32,
 }
 
-/// A type of activations that values are rounded to.
-pub trait Element: Copy + Send + Sync + 'static {
-    /// Rounds to nearest, ties to even.
-    fn round(value: f64) -> Self;
-}
-
-impl Element for f64 {
-    fn round(value: f64) -> Self {
-        value
-    }
-}
-
-impl Element for f32 {
-    fn round(value: f64) -> Self {
-        value as f32
-    }
-}
-
-impl Element for half::bf16 {
-    fn round(value: f64) -> Self {
-        half::bf16::from_f64(value)
-    }
-}
-
 /// `[C][256]`: normalised value of each byte of each channel.
 pub fn normalise_table<T: Element>(manifest: &Manifest) -> Vec<T> {
     let channel = |(mean, std): (&f64, &f64)| {
         let (mean, std) = (*mean, *std);
-        (0..256).map(move |u| T::round((f64::from(u) / 255.0 - mean) / std))
+        (0..256).map(move |u| T::from_f64((f64::from(u) / 255.0 - mean) / std))
     };
     manifest
         .mean

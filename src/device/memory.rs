@@ -11,7 +11,7 @@ pub const ALIGN: usize = 256;
 pub trait Element: Pod + Send + Sync + PartialOrd + std::fmt::Debug + 'static {
     /// Name as the command line spells it.
     const NAME: &'static str;
-    /// Exact for f32 and f64.
+    /// Exact.
     fn to_f64(self) -> f64;
     /// Rounds to nearest.
     fn from_f64(value: f64) -> Self;
@@ -34,6 +34,16 @@ impl Element for f64 {
     }
     fn from_f64(value: f64) -> Self {
         value
+    }
+}
+
+impl Element for half::bf16 {
+    const NAME: &'static str = "bf16";
+    fn to_f64(self) -> f64 {
+        half::bf16::to_f64(self)
+    }
+    fn from_f64(value: f64) -> Self {
+        half::bf16::from_f64(value)
     }
 }
 

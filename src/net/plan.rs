@@ -58,11 +58,36 @@ pub enum How {
     Alias,
 }
 
-/// A pool tensor and when it is alive, in node numbers of its pass.
+/// When a pool tensor is alive, in node numbers of its pass: from `start` up to but not at `end`.
+#[derive(Clone, Copy, Debug)]
+struct Life {
+    start: usize,
+    end: usize,
+}
+
+impl Life {
+    /// Before the first use is known.
+    const NONE: Life = Life {
+        start: usize::MAX,
+        end: 0,
+    };
+
+    /// Makes it last from `first` to `last`, both included, at least.
+    fn include(&mut self, first: usize, last: usize) {
+        self.start = self.start.min(first);
+        self.end = self.end.max(last + 1);
+    }
+
+    fn meets(self, other: Life) -> bool {
+        self.start < other.end && other.start < self.end
+    }
+}
+
+/// A pool tensor that shares memory by lifetime.
 #[derive(Clone, Debug)]
 struct Slot {
     bytes: usize,
-    life: Range<usize>,
+    life: Life,
     region: Region,
 }
 
@@ -290,7 +315,7 @@ fn tangent_slots(program: &Program, bytes: &dyn Fn(ValueId) -> usize) -> Vec<Slo
     let mut slots: Vec<Slot> = (0..program.values.len())
         .map(|_| Slot {
             bytes: 0,
-            life: 0..0,
+            life: Life::NONE,
             region: Region::default(),
         })
         .collect();
@@ -300,16 +325,17 @@ fn tangent_slots(program: &Program, bytes: &dyn Fn(ValueId) -> usize) -> Vec<Slo
                 ValueKind::Pending { of, .. } => of,
                 ValueKind::Stored { .. } => input,
             };
-            slots[root].life.end = index + 1;
+            slots[root].life.include(index, index);
         }
         let y = node.output();
         if matches!(program.values[y].kind, ValueKind::Stored { .. }) {
             slots[y].bytes = bytes(y);
-            slots[y].life = index..index + 1;
+            slots[y].life.include(index, index);
         }
     }
     // The logits' tangent is read by the loss, after the pass.
-    slots[program.output()].life.end = program.nodes.len() + 1;
+    let count = program.nodes.len();
+    slots[program.output()].life.include(count, count);
     slots[program.input()].bytes = 0;
     slots
 }
@@ -331,18 +357,18 @@ fn adjoint_slots<T>(
     let mut slots: Vec<Slot> = (0..program.values.len())
         .map(|_| Slot {
             bytes: 0,
-            life: usize::MAX..0,
+            life: Life::NONE,
             region: Region::default(),
         })
         .collect();
     let mut slot_of: Vec<usize> = (0..program.values.len()).collect();
     let output = program.output();
     slots[output].bytes = bytes(output);
-    slots[output].life.start = 0;
+    slots[output].life.include(0, 0);
     for (index, node) in program.nodes.iter().enumerate().rev() {
         let time = count - 1 - index;
         let y = slot_of[node.output()];
-        slots[y].life.end = slots[y].life.end.max(time + 1);
+        slots[y].life.include(time, time);
         for (input, contribution) in node.inputs().into_iter().zip(&nodes[index].adjoints) {
             let Some(contribution) = contribution else {
                 continue;
@@ -353,8 +379,7 @@ fn adjoint_slots<T>(
             }
             let slot = &mut slots[slot_of[input]];
             slot.bytes = bytes(input);
-            slot.life.start = slot.life.start.min(time);
-            slot.life.end = slot.life.end.max(time + 1);
+            slot.life.include(time, time);
         }
     }
     AdjointSlots { slots, slot_of }
@@ -372,10 +397,7 @@ fn place(slots: &mut [Slot], base: usize, reuse: Reuse, guards: &mut Vec<Region>
         let mut taken: Vec<Range<usize>> = placed
             .iter()
             .map(|&j| &slots[j])
-            .filter(|s| {
-                reuse == Reuse::Isolated
-                    || (s.life.start < slots[i].life.end && slots[i].life.start < s.life.end)
-            })
+            .filter(|s| reuse == Reuse::Isolated || s.life.meets(slots[i].life))
             .map(|s| {
                 let guard = if reuse == Reuse::Isolated { GUARD } else { 0 };
                 s.region.offset..s.region.end().next_multiple_of(ALIGN) + guard

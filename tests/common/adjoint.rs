@@ -4,8 +4,8 @@ use l2b::device::{
     Conv, ConvShape, Device, Epilogue, Geometry, PoolShape, Rows, Source, Statistics, Sums, Tangent, Write,
 };
 
+use super::norm::NormBench;
 use super::ops::Setup;
-use super::sums::NormBench;
 use super::{Operand, Random, assert_close, fetch, naive, reading, room, writing};
 
 fn dot(a: &[f64], b: &[f64]) -> f64 {

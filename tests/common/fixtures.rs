@@ -117,7 +117,7 @@ pub fn check<D: Device>(device: D, case: &str, inner_product: InnerProduct, boun
         };
         let ratio = relative / allowed;
         // NaN is the worst of all.
-        if !(ratio <= worst.0) {
+        if ratio > worst.0 || ratio.is_nan() {
             worst = (ratio, name.clone(), relative, allowed);
         }
     }

@@ -3,9 +3,11 @@
 
 pub mod adjoint;
 pub mod augment;
+pub mod conv;
+pub mod loss;
 pub mod naive;
+pub mod norm;
 pub mod ops;
-pub mod sums;
 
 use bytemuck::Pod;
 use l2b::device::{ALIGN, Device, Element, Mem, Region};
@@ -26,14 +28,14 @@ pub fn assert_within(name: &str, got: &[f64], want: &[f64], tolerance: &[f64]) {
     let mut worst = (0.0, 0);
     for (i, ((&got, &want), &tolerance)) in got.iter().zip(want).zip(tolerance).enumerate() {
         let error = (got - want).abs();
-        let ratio = if error == 0.0 { 0.0 } else { error / tolerance };
-        // Written so that a NaN, whose every comparison is false, is the worst of all.
-        if !(ratio <= worst.0) || !got.is_finite() || !want.is_finite() {
-            worst = (if ratio.is_nan() { f64::INFINITY } else { ratio }, i);
-            if !got.is_finite() || !want.is_finite() {
-                worst.0 = f64::INFINITY;
-                break;
-            }
+        let ratio = match error {
+            // NaN, or infinite where the tolerance is too.
+            _ if !(got.is_finite() && want.is_finite()) => f64::INFINITY,
+            0.0 => 0.0,
+            _ => error / tolerance,
+        };
+        if ratio > worst.0 {
+            worst = (ratio, i);
         }
     }
     let (ratio, i) = worst;

@@ -2,6 +2,7 @@
 #![allow(dead_code)] // Each test executable uses its part.
 
 use l2b::Result;
+use l2b::arch::{Architecture, ModelName};
 use l2b::device::{Device, Element, Mem, Region, Statistics};
 use l2b::model::{Init, Model, read, write};
 use l2b::net::{Pass, Plan, Program, Reuse, Sink};
@@ -235,4 +236,43 @@ pub fn argmax(logits: &[f64], classes: usize) -> Vec<i32> {
         .chunks(classes)
         .map(|z| (0..classes).fold(0, |best, c| if z[c] > z[best] { c } else { best }) as i32)
         .collect()
+}
+
+/// The pre-activation residual network.
+pub fn preact(width: usize, blocks: &[usize], channels: usize, size: [usize; 2], classes: usize) -> Program {
+    Architecture {
+        model: ModelName::PreactResnet18,
+        width,
+        blocks: blocks.to_vec(),
+        in_channels: channels,
+        image_size: size,
+        num_classes: classes,
+    }
+    .program()
+    .unwrap()
+}
+
+/// The last value as logits: pool and linear layer.
+pub fn finish(mut net: Program, x: usize) -> Program {
+    let pooled = net.global_pool(x);
+    net.linear("linear", pooled, 3);
+    net
+}
+
+/// relu(bn(conv) + bn(1×1 conv)), then relu(bn(conv) + x): both operands pending, then one.
+pub fn post_activation() -> Program {
+    let mut net = Program::new(6, 5, 2);
+    let stem = net.conv("stem", 0, 4, 3, 1, 1);
+    let stem = net.norm("stem_bn", stem, true);
+    let a = net.conv("a", stem, 6, 3, 2, 1);
+    let a = net.norm("a_bn", a, false);
+    let b = net.conv("b", stem, 6, 1, 2, 0);
+    let b = net.norm("b_bn", b, false);
+    let y = net.join(a, b);
+    let y = net.relu(y);
+    let c = net.conv("c", y, 6, 3, 1, 1);
+    let c = net.norm("c_bn", c, false);
+    let y = net.join(c, y);
+    let y = net.relu(y);
+    finish(net, y)
 }

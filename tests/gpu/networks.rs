@@ -1,16 +1,15 @@
 //! Whole networks on the device: the double-backprop fixtures, and forward, tangent, backward and contraction against
 //! `Cpu<f64>` with memory laid out so that overruns and reads too late show.
 
-use l2b::arch::{Architecture, ModelName};
 use l2b::device::cpu::Cpu;
 use l2b::device::cuda::Cuda;
 use l2b::device::{Device, Statistics};
 use l2b::engine::InnerProduct;
-use l2b::net::{Program, Reuse};
+use l2b::net::Reuse;
 
 use crate::device::{ORDERS, emulated, open, set_order};
 use crate::fixtures::{self, Bound};
-use crate::network::{Net, uniform};
+use crate::network::{Net, post_activation, preact, uniform};
 
 /// The emulator takes seconds for the two largest cases: those run in one thread order there, the others in two.
 fn orders(case: &str) -> &'static [&'static str] {
@@ -44,40 +43,6 @@ fn contraction_is_within_the_noise_of_the_reference() {
     }
 }
 
-fn preact() -> Program {
-    Architecture {
-        model: ModelName::PreactResnet18,
-        width: 5,
-        blocks: vec![2, 1],
-        in_channels: 3,
-        image_size: [9, 7],
-        num_classes: 6,
-    }
-    .program()
-    .unwrap()
-}
-
-/// Both operands of a join pending, then one; pooling that leaves a rest.
-fn post_activation() -> Program {
-    let mut net = Program::new(6, 5, 2);
-    let stem = net.conv("stem", 0, 4, 3, 1, 1);
-    let stem = net.norm("stem_bn", stem, true);
-    let a = net.conv("a", stem, 8, 3, 2, 1);
-    let a = net.norm("a_bn", a, false);
-    let b = net.conv("b", stem, 8, 1, 2, 0);
-    let b = net.norm("b_bn", b, false);
-    let y = net.join(a, b);
-    let y = net.relu(y);
-    let c = net.conv("c", y, 8, 3, 1, 1);
-    let c = net.norm("c_bn", c, false);
-    let y = net.join(c, y);
-    let y = net.relu(y);
-    let y = net.average_pool(y, 2, 2);
-    let y = net.global_pool(y);
-    net.linear("linear", y, 3);
-    net
-}
-
 /// Logits, their tangent, gradient and (under running statistics) contraction.
 fn passes<D: Device>(net: &Net<D>) -> [Vec<f64>; 4] {
     let parameters = net.params().len();
@@ -95,7 +60,10 @@ fn passes<D: Device>(net: &Net<D>) -> [Vec<f64>; 4] {
 
 #[test]
 fn passes_are_those_of_the_cpu() {
-    for (name, program) in [("preact", preact()), ("post-activation", post_activation())] {
+    for (name, program) in [
+        ("preact", preact(5, &[2, 1], 3, [9, 7], 6)),
+        ("post-activation", post_activation()),
+    ] {
         for statistics in [Statistics::Batch { update: false }, Statistics::Running] {
             let Some(cuda) = open() else { return };
             let batch = 5;
@@ -130,7 +98,7 @@ fn bits_do_not_depend_on_the_thread_order() {
         let statistics = Statistics::Batch { update: false };
         Some(passes(&Net::new(
             cuda,
-            preact(),
+            preact(5, &[2, 1], 3, [9, 7], 6),
             3,
             statistics,
             Reuse::ByLifetime,

@@ -15,6 +15,7 @@ use std::ops::Range;
 use super::super::{Conv, ConvShape, Epilogue, Mem, Rows, Tangent, Write};
 use super::epilogue::Finish;
 use super::gemm::{Matrix, gemm};
+use super::parallel::gemm_work;
 use super::patches::Patches;
 use super::source::{Slopes, Values, add};
 use super::{Algorithm, Arena, Cpu, Float, Lend, Plan};
@@ -184,9 +185,10 @@ fn scatter<T: Float>(
     let patches = Patches::forward(shape);
     let (k, depth) = (shape.k as usize, patches.depth());
     let image = patches.h * patches.w * patches.c;
+    let work = gemm_work(dy.len() * depth);
     let workspaces = scratch.chunks_exact_mut(plan.lines * patches.q * depth);
     let pieces = d.chunks_mut(plan.back_images * image).enumerate();
-    cpu.threads.each_with(workspaces, pieces, |cols, (i, d)| {
+    cpu.threads.each_with(work, workspaces, pieces, |cols, (i, d)| {
         if write == Write::Set {
             d.fill(T::ZERO);
         }
@@ -234,32 +236,34 @@ pub(super) fn backward_weight<T: Float>(
     };
     let (sums, scratch) = scratch.split_at_mut(plan.chunks * (dw.len() + k));
     let workspaces = scratch.chunks_exact_mut(Plan::workspace_len(&patches, plan.lines, 0));
+    let work = gemm_work(dy.len() * patches.depth());
     let pieces = patches.lines().div_ceil(plan.lines);
     let chunks = sums.chunks_exact_mut(dw.len() + k).enumerate();
-    cpu.threads.each_with(workspaces, chunks, |workspace, (i, sums)| {
-        let (dw, dbias) = sums.split_at_mut(shape.w_len());
-        let lines = (pieces * i / plan.chunks * plan.lines).min(patches.lines())
-            ..(pieces * (i + 1) / plan.chunks * plan.lines).min(patches.lines());
-        dbias.fill(T::ZERO);
-        let mut add_up = false;
-        for lines in split(lines, plan.lines) {
-            let rows = lines.len() * patches.q;
-            let dy = &dy[lines.start * patches.q * k..][..rows * k];
-            let cols = term.patches(&patches, lines, workspace);
-            let sizes = (k, patches.depth(), rows);
-            gemm(
-                dw,
-                add_up,
-                Matrix::columns(dy, k),
-                Matrix::rows(cols, patches.depth()),
-                sizes,
-            );
-            add_up = true;
-            for row in dy.chunks_exact(k) {
-                add(dbias, row);
+    cpu.threads
+        .each_with(work, workspaces, chunks, |workspace, (i, sums)| {
+            let (dw, dbias) = sums.split_at_mut(shape.w_len());
+            let lines = (pieces * i / plan.chunks * plan.lines).min(patches.lines())
+                ..(pieces * (i + 1) / plan.chunks * plan.lines).min(patches.lines());
+            dbias.fill(T::ZERO);
+            let mut add_up = false;
+            for lines in split(lines, plan.lines) {
+                let rows = lines.len() * patches.q;
+                let dy = &dy[lines.start * patches.q * k..][..rows * k];
+                let cols = term.patches(&patches, lines, workspace);
+                let sizes = (k, patches.depth(), rows);
+                gemm(
+                    dw,
+                    add_up,
+                    Matrix::columns(dy, k),
+                    Matrix::rows(cols, patches.depth()),
+                    sizes,
+                );
+                add_up = true;
+                for row in dy.chunks_exact(k) {
+                    add(dbias, row);
+                }
             }
-        }
-    });
+        });
     let sums = &*sums;
     add_chunks(cpu, dw, write, sums, 0, shape.w_len() + k);
     if let Some(dbias) = dbias {
@@ -313,22 +317,24 @@ pub(super) fn contract<T: Float>(
     let (sums, scratch) = scratch.split_at_mut(patches.lines());
     let products_len = plan.lines * patches.q * k;
     let workspaces = scratch.chunks_exact_mut(Plan::workspace_len(&patches, plan.lines, k));
+    let work = gemm_work(dy.len() * patches.depth());
     let pieces = sums.chunks_mut(plan.lines).enumerate();
-    cpu.threads.each_with(workspaces, pieces, |workspace, (i, sums)| {
-        let (ty, workspace) = workspace.split_at_mut(products_len);
-        let ty = &mut ty[..sums.len() * patches.q * k];
-        let lines = i * plan.lines..i * plan.lines + sums.len();
-        product(&patches, ty, Write::Set, lines, &terms, tbias, workspace);
-        let dy = &dy[i * products_len..][..ty.len()];
-        let line = patches.q * k;
-        for (sum, (ty, dy)) in sums
-            .iter_mut()
-            .zip(ty.chunks_exact(line).zip(dy.chunks_exact(line)))
-        {
-            let values = ty.iter().zip(dy);
-            *sum = T::from_f64(values.map(|(&ty, &dy)| (ty * dy).to_f64()).sum());
-        }
-    });
+    cpu.threads
+        .each_with(work, workspaces, pieces, |workspace, (i, sums)| {
+            let (ty, workspace) = workspace.split_at_mut(products_len);
+            let ty = &mut ty[..sums.len() * patches.q * k];
+            let lines = i * plan.lines..i * plan.lines + sums.len();
+            product(&patches, ty, Write::Set, lines, &terms, tbias, workspace);
+            let dy = &dy[i * products_len..][..ty.len()];
+            let line = patches.q * k;
+            for (sum, (ty, dy)) in sums
+                .iter_mut()
+                .zip(ty.chunks_exact(line).zip(dy.chunks_exact(line)))
+            {
+                let values = ty.iter().zip(dy);
+                *sum = T::from_f64(values.map(|(&ty, &dy)| (ty * dy).to_f64()).sum());
+            }
+        });
     for (out, sums) in out.iter_mut().zip(sums.chunks_exact(patches.p)) {
         *out = T::from_f64(out.to_f64() + sums.iter().map(|sum| sum.to_f64()).sum::<f64>());
     }
@@ -349,11 +355,13 @@ fn products<T: Float>(
 ) {
     let line_len = out.len() / patches.lines();
     let workspaces = scratch.chunks_exact_mut(Plan::workspace_len(patches, lines, 0));
+    let work = gemm_work(out.len() * patches.depth() * terms.len());
     let pieces = out.chunks_mut(lines * line_len).enumerate();
-    cpu.threads.each_with(workspaces, pieces, |workspace, (i, out)| {
-        let lines = i * lines..i * lines + out.len() / line_len;
-        product(patches, out, write, lines, terms, bias, workspace);
-    });
+    cpu.threads
+        .each_with(work, workspaces, pieces, |workspace, (i, out)| {
+            let lines = i * lines..i * lines + out.len() / line_len;
+            product(patches, out, write, lines, terms, bias, workspace);
+        });
 }
 
 /// out ← or += Σ terms + bias over some lines.

@@ -128,15 +128,14 @@ pub(super) fn backward<T: Float>(
     let partials = lend.read::<T>("partials", norm.partials, partials_len(norm.shape))?;
     for k in 0..channels {
         let (sum, product) = total(partials, channels, k);
-        let (b_k, d_k) = match statistics {
+        match statistics {
             Statistics::Batch { .. } => {
                 let (rstd, a) = (rstd[k].to_f64(), a[k].to_f64());
-                (-a * rstd * product / rows, -a * sum / rows)
+                b[k] = T::from_f64(-a * rstd * product / rows);
+                d[k] = T::from_f64(-a * sum / rows);
             }
-            Statistics::Running => (0.0, 0.0),
-        };
-        b[k] = T::from_f64(b_k);
-        d[k] = T::from_f64(d_k);
+            Statistics::Running => (b[k], d[k]) = (T::ZERO, T::ZERO),
+        }
         let (old_gamma, old_beta) = match write {
             Write::Set => (0.0, 0.0),
             Write::Add => (dgamma[k].to_f64(), dbeta[k].to_f64()),

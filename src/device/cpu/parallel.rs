@@ -9,6 +9,11 @@ use crate::{Error, Result};
 /// Below this many elementary operations (about 20 µs) waking a thread costs more than it saves.
 const WORTH_WAKING: usize = 1 << 16;
 
+/// Elementary operations that m·n·depth multiply-adds of a GEMM take the time of.
+pub(super) fn gemm_work(products: usize) -> usize {
+    products / 16
+}
+
 /// The calling thread and a pool of helpers.
 pub(super) struct Threads {
     count: usize,
@@ -54,28 +59,27 @@ impl Threads {
         items: impl Iterator<Item = I> + Send,
         f: impl Fn(I) + Sync,
     ) {
-        if work < WORTH_WAKING {
-            items.for_each(f);
-        } else {
-            self.each_with(std::iter::repeat_n((), self.count), items, |(), item| f(item));
-        }
+        self.each_with(work, std::iter::repeat_n((), self.count), items, |(), item| {
+            f(item)
+        });
     }
 
-    /// `f` of every item, with one of the workspaces, each held by one thread at a time. There is at least one
-    /// workspace, and no more threads work than there are workspaces.
+    /// The same with workspaces, each held by one thread at a time. There is at least one, and no more threads work than
+    /// there are workspaces.
     pub(super) fn each_with<W: Send, I: Send>(
         &self,
+        work: usize,
         workspaces: impl Iterator<Item = W>,
         items: impl Iterator<Item = I> + Send,
         f: impl Fn(&mut W, I) + Sync,
     ) {
         let mut workspaces = workspaces.take(self.count);
         let mut own = workspaces.next().expect("a workspace for the calling thread");
-        let Some(helpers) = &self.helpers else {
+        let Some(helpers) = self.helpers.as_ref().filter(|_| work >= WORTH_WAKING) else {
             return items.for_each(|item| f(&mut own, item));
         };
         let queue = Mutex::new(items);
-        // An item's borrow must outlive the lock, not the guard: take it out in a statement of its own.
+        // A closure, so that the lock is let go before the item is worked on.
         let next = || queue.lock().expect("no piece of work panicked").next();
         helpers.in_place_scope(|scope| {
             for mut workspace in workspaces {

@@ -213,6 +213,10 @@ impl Device for Cuda {
         self.name.clone()
     }
 
+    fn free_bytes(&self) -> Option<usize> {
+        self.context.mem_get_info().ok().map(|(free, _)| free)
+    }
+
     fn alloc(&self, bytes: usize) -> Result<Arena> {
         // SAFETY: contents are unspecified by contract; every byte pattern is a valid u8.
         let memory = unsafe { self.stream.alloc::<u8>(bytes.max(1)) };

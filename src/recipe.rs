@@ -1,0 +1,231 @@
+//! Where a run's configuration comes from: options on the command line over a TOML recipe over defaults.
+
+use std::path::{Path, PathBuf};
+
+use clap::parser::ValueSource;
+use clap::{Arg, ArgMatches, Args, Command, FromArgMatches, value_parser};
+use serde::Deserialize;
+
+use crate::config::RunConfig;
+use crate::{Error, Result};
+
+impl RunConfig {
+    /// Reads a recipe; unknown keys are refused.
+    ///
+    /// # Errors
+    /// `Io`; `Config` naming file, line and key.
+    pub fn from_toml(path: &Path) -> Result<Self> {
+        parse_recipe(path).map(|(config, _)| config)
+    }
+}
+
+/// A recipe, and its text as a table.
+fn parse_recipe(path: &Path) -> Result<(RunConfig, toml::Table)> {
+    let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+    let refuse = |e: toml::de::Error| {
+        Error::config(
+            format!("recipe {}", path.display()),
+            "keys and values of a run",
+            e.to_string().trim().to_owned(),
+            "keys are the long options of `l2b train`, with _ for -",
+        )
+    };
+    // First the whole, so that an error names its line.
+    let config = toml::from_str(&text).map_err(refuse)?;
+    Ok((config, toml::from_str(&text).map_err(refuse)?))
+}
+
+/// A run's options on the command line: those given, and the recipe they win over.
+#[derive(Clone, Debug)]
+pub struct ConfigArgs {
+    recipe: Option<PathBuf>,
+    given: toml::Table,
+}
+
+impl ConfigArgs {
+    /// Options over recipe over defaults, resolved and checked.
+    ///
+    /// # Errors
+    /// `Config`, `Io`.
+    pub fn load(&self) -> Result<RunConfig> {
+        self.load_with(|_| ()).and_then(RunConfig::resolve)
+    }
+
+    /// Options over recipe over defaults, then `change`; not yet resolved.
+    ///
+    /// # Errors
+    /// `Config`, `Io`.
+    pub fn load_with(&self, change: impl FnOnce(&mut RunConfig)) -> Result<RunConfig> {
+        let mut table = match &self.recipe {
+            Some(path) => parse_recipe(path)?.1,
+            None => toml::Table::new(),
+        };
+        table.extend(self.given.clone());
+        let mut config =
+            RunConfig::deserialize(table).map_err(|e| Error::Internal(format!("options: {e}")))?;
+        change(&mut config);
+        Ok(config)
+    }
+
+    /// Names of the options given, a recipe included.
+    pub fn given(&self) -> impl Iterator<Item = &str> {
+        self.given
+            .keys()
+            .map(String::as_str)
+            .chain(self.recipe.as_ref().map(|_| "config"))
+    }
+}
+
+impl Args for ConfigArgs {
+    fn augment_args(command: Command) -> Command {
+        let recipe = Arg::new("config")
+            .long("config")
+            .value_name("FILE")
+            .value_parser(value_parser!(PathBuf))
+            .help("TOML recipe with any of these options; the command line wins over it");
+        RunConfig::augment_args(command).arg(recipe)
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+impl FromArgMatches for ConfigArgs {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let internal = |e: &dyn std::fmt::Display| clap::Error::raw(clap::error::ErrorKind::Io, e);
+        let config = RunConfig::from_arg_matches(matches)?;
+        let mut given = toml::Table::try_from(config).map_err(|e| internal(&e))?;
+        given.retain(|key, _| matches.value_source(key) == Some(ValueSource::CommandLine));
+        Ok(ConfigArgs {
+            recipe: matches.get_one("config").cloned(),
+            given,
+        })
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Method;
+
+    fn args(words: &[&str]) -> ConfigArgs {
+        let command = ConfigArgs::augment_args(Command::new("l2b"));
+        let matches = command.get_matches_from(std::iter::once(&"l2b").chain(words));
+        ConfigArgs::from_arg_matches(&matches).unwrap()
+    }
+
+    fn recipe(text: &str) -> (tempfile::TempDir, String) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("recipe.toml");
+        std::fs::write(&path, text).unwrap();
+        (folder, path.to_str().unwrap().to_owned())
+    }
+
+    #[test]
+    fn command_line_over_recipe_over_default() {
+        let (_folder, path) = recipe("lr = 0.2\nepochs = 7\nflip = true\nblocks = [2, 2]\nmethod = \"ce\"\n");
+        let config = args(&[
+            "--config",
+            &path,
+            "--lr",
+            "0.05",
+            "--flip=false",
+            "--noise",
+            "0.6",
+        ])
+        .load()
+        .unwrap();
+        // 0.05 is also the default: given on the command line, it wins all the same.
+        assert_eq!((config.lr, config.epochs, config.flip), (0.05, 7, false));
+        assert_eq!(
+            (config.blocks, config.method, config.batch),
+            (vec![2, 2], Method::Ce, 64)
+        );
+        assert_eq!(
+            (config.noise, config.meta_per_class, config.warm_up),
+            (Some(0.6), Some(10), Some(2))
+        );
+    }
+
+    #[test]
+    fn resolved_configuration_reads_back() {
+        let config = args(&[
+            "--labels", "a b", "--device", "cuda:3", "--clip", "0.25", "--epochs", "1",
+        ])
+        .load()
+        .unwrap();
+        assert_eq!(
+            (config.noise, config.meta_per_class, config.warm_up),
+            (None, None, Some(0))
+        );
+        let (_folder, path) = recipe(&config.to_toml().unwrap());
+        assert_eq!(RunConfig::from_toml(Path::new(&path)).unwrap(), config);
+        let resolved = RunConfig::default().resolve().unwrap();
+        assert_eq!(resolved.clone().resolve().unwrap(), resolved);
+    }
+
+    #[test]
+    fn unknown_keys_and_wrong_values_name_line_and_key() {
+        for (text, part) in [
+            ("lr = 0.1\nmomentun = 0.9\n", "momentun"),
+            ("epochs = -3\n", "line 1"),
+            ("method = \"l2c\"\n", "l2c"),
+            ("device = \"gpu\"\n", "cuda:N"),
+            ("lr = \n", "line 1"),
+        ] {
+            let (_folder, path) = recipe(text);
+            let error = args(&["--config", &path]).load().unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{text}");
+            assert!(error.to_string().contains(part), "{text}: {error}");
+        }
+        assert_eq!(
+            args(&["--config", "no/such/file"])
+                .load()
+                .unwrap_err()
+                .exit_code(),
+            1
+        );
+    }
+
+    #[test]
+    fn values_out_of_range_name_the_option() {
+        for (words, option) in [
+            (&["--noise", "1.5"][..], "--noise"),
+            (&["--noise", "nan"], "--noise"),
+            (&["--lr", "0"], "--lr"),
+            (&["--lr", "inf"], "--lr"),
+            (&["--momentum", "1"], "--momentum"),
+            (&["--weight-decay=-1"], "--weight-decay"),
+            (&["--clip=-0.1"], "--clip"),
+            (&["--bootstrap", "2"], "--bootstrap"),
+            (&["--temperature", "0"], "--temperature"),
+            (&["--eta", "0"], "--eta"),
+            (&["--batch", "0"], "--batch"),
+            (&["--epochs", "0"], "--epochs"),
+            (&["--eval-batch", "0"], "--eval-batch"),
+            (&["--meta-batch", "0"], "--meta-batch"),
+            (&["--meta-per-class", "0"], "--meta-per-class"),
+            (&["--threads", "0"], "--threads"),
+            (&["--pad", "5000"], "--pad"),
+            (&["--warm-up", "30"], "--warm-up"),
+            (&["--labels", "x", "--noise", "0.4"], "--noise"),
+            (
+                &["--meta-split", "x", "--meta-per-class", "4"],
+                "--meta-per-class",
+            ),
+            (&["--labels", "x", "--meta-per-class", "4"], "--meta-per-class"),
+        ] {
+            let error = args(words).load().unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{words:?}");
+            assert!(error.to_string().starts_with(option), "{words:?}: {error}");
+        }
+        // Cross-entropy has no warm-up that could swallow it.
+        args(&["--method", "ce", "--warm-up", "30"]).load().unwrap();
+    }
+}

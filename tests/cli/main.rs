@@ -1,0 +1,5 @@
+//! The binary from outside.
+
+mod bench;
+mod refusals;
+mod runs;

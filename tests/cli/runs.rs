@@ -1,0 +1,342 @@
+//! Train, evaluate, predict, resume, compare.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::process::Stdio;
+
+use serde_json::Value;
+
+use super::bench::{Bench, TINY, hash, records, text};
+
+#[test]
+fn train_then_eval_then_predict() {
+    let bench = Bench::new();
+    let words: Vec<&str> = ["train"].iter().chain(&TINY).copied().collect();
+    let shown = bench.ok(&words);
+    assert!(
+        shown.contains("nominal 40.0 %") && shown.contains("run folder     runs/l2b-0-1"),
+        "{shown}"
+    );
+    assert_eq!(
+        bench.names("runs/l2b-0-1"),
+        [
+            "best.safetensors",
+            "checkpoint.previous.safetensors",
+            "checkpoint.safetensors",
+            "config.toml",
+            "last.safetensors",
+            "metrics.jsonl",
+            "sample_weights.safetensors",
+            "summary.json"
+        ]
+    );
+    let summary = bench.json("runs/l2b-0-1/summary.json");
+    assert_eq!(
+        (summary["method"].as_str(), summary["device"].as_str()),
+        (Some("l2b"), Some("cpu"))
+    );
+    assert_eq!(
+        (summary["precision"].as_str(), summary["epochs"].as_u64()),
+        (Some("f32"), Some(3))
+    );
+    assert_eq!(summary["noise_nominal"].as_f64(), Some(0.4));
+    // 36 % of 1337 labels, σ = 1.3 %; 5σ.
+    let realised = summary["noise_realised"].as_f64().unwrap();
+    assert!((realised - 0.36).abs() < 0.066, "{realised}");
+    let last = summary["last_accuracy"].as_f64().unwrap();
+    assert!(
+        last > 0.6 && last <= summary["best_accuracy"].as_f64().unwrap(),
+        "{last}"
+    );
+    let records = records(&bench.path("runs/l2b-0-1"));
+    assert_eq!(records.len(), 3);
+    assert_eq!(records[2]["test_accuracy"].as_f64(), Some(last));
+    // Two epochs of warm-up, then weights.
+    assert_eq!(
+        (
+            records[1]["objective"].as_str(),
+            records[1]["alpha_clean"].as_f64()
+        ),
+        (Some("cross_entropy"), None)
+    );
+    assert_eq!(records[2]["objective"].as_str(), Some("l2b"));
+    for key in ["alpha_clean", "alpha_corrupted", "beta_clean", "beta_corrupted"] {
+        let mean = records[2][key].as_f64().unwrap();
+        // 64 weights of a batch sum to 1.
+        assert!(mean > 0.0 && mean < 4.0 / 64.0, "{key}: {mean}");
+    }
+
+    let weights = "runs/l2b-0-1/last.safetensors";
+    let scores: Value =
+        serde_json::from_str(&bench.ok(&["eval", "--device", "cpu", "--weights", weights, "--json"]))
+            .unwrap();
+    assert_eq!(scores["accuracy"].as_f64(), Some(last));
+    let total: u64 = scores["confusion"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .flat_map(|row| row.as_array().unwrap())
+        .map(|n| n.as_u64().unwrap())
+        .sum();
+    assert_eq!((total, scores["samples"].as_u64()), (360, Some(360)));
+    assert!(
+        bench
+            .ok(&["eval", "--weights", weights])
+            .contains("balanced accuracy")
+    );
+
+    bench.ok(&[
+        "predict",
+        "--device",
+        "cpu",
+        "--weights",
+        weights,
+        "--eval-batch",
+        "50",
+        "--out",
+        "p.csv",
+    ]);
+    let csv = fs::read_to_string(bench.path("p.csv")).unwrap();
+    let mut lines = csv.lines();
+    assert_eq!(lines.next(), Some("id,label,p0,p1,p2,p3,p4,p5,p6,p7,p8,p9"));
+    for (id, line) in lines.clone().enumerate() {
+        let cells: Vec<f64> = line.split(',').map(|c| c.parse().unwrap()).collect();
+        assert_eq!((cells.len(), cells[0]), (12, id as f64));
+        assert!((cells[2..].iter().sum::<f64>() - 1.0).abs() < 1e-7, "{line}");
+        let top = cells[2..].iter().copied().fold(0.0, f64::max);
+        assert_eq!(cells[2 + cells[1] as usize], top);
+    }
+    assert_eq!(lines.count(), 360);
+    // An existing file is never replaced.
+    let again = bench.run(&["predict", "--weights", weights, "--out", "p.csv"]);
+    assert_eq!(again.status.code(), Some(2));
+    assert_eq!(fs::read_to_string(bench.path("p.csv")).unwrap(), csv);
+}
+
+#[test]
+fn bits_depend_on_the_seed_and_not_on_the_threads() {
+    let bench = Bench::new();
+    let one = bench.train("one", &["--threads", "1", "--pad", "1", "--flip"]);
+    let two = bench.train("two", &["--threads", "2", "--pad", "1", "--flip"]);
+    let other = bench.train("other", &["--pad", "1", "--flip", "--seed", "1"]);
+    assert_eq!(hash(&one), hash(&two));
+    assert_ne!(hash(&one), hash(&other));
+    assert_eq!(records(&bench.path("one")), records(&bench.path("two")));
+    let weights = |run: &str| fs::read(bench.path(run).join("last.safetensors")).unwrap();
+    assert_eq!(weights("one"), weights("two"));
+}
+
+#[test]
+fn every_method_and_option_runs() {
+    let bench = Bench::new();
+    let cases: [(&str, &[&str]); 7] = [
+        (
+            "cross_entropy",
+            &["--method", "ce", "--schedule", "step", "--milestones", "1,2"],
+        ),
+        (
+            "bootstrap",
+            &[
+                "--method",
+                "bootstrap",
+                "--schedule",
+                "constant",
+                "--clip",
+                "0.25",
+            ],
+        ),
+        (
+            "reweight",
+            &[
+                "--method",
+                "l2rw",
+                "--virtual-step",
+                "plain",
+                "--weights",
+                "sigmoid",
+            ],
+        ),
+        ("cross_entropy", &["--method", "clean", "--meta-batch", "50"]),
+        (
+            "l2b",
+            &[
+                "--weights",
+                "softmax",
+                "--init",
+                "uniform",
+                "--warm-up",
+                "0",
+                "--noise-kind",
+                "pair",
+            ],
+        ),
+        (
+            "l2b",
+            &["--weights", "hard", "--threshold", "0.001", "--precision", "f64"],
+        ),
+        (
+            "l2b",
+            &[
+                "--norm",
+                "frozen",
+                "--inner-product",
+                "contraction",
+                "--lr",
+                "0.01",
+            ],
+        ),
+    ];
+    let mut hashes = BTreeSet::new();
+    for (number, (objective, words)) in cases.into_iter().enumerate() {
+        let out = number.to_string();
+        let summary = bench.train(&out, words);
+        let records = records(&bench.path(&out));
+        assert_eq!(records[2]["objective"].as_str(), Some(objective), "{words:?}");
+        // A class at random is right in 10 % of 360, σ = 1.6 %.
+        let best = summary["best_accuracy"].as_f64().unwrap();
+        assert!(best > 0.18, "{words:?}: {best}");
+        hashes.insert(hash(&summary).to_owned());
+    }
+    assert_eq!(hashes.len(), 7);
+}
+
+#[test]
+fn a_killed_run_resumes_to_the_same_bits() {
+    let bench = Bench::new();
+    let straight = bench.train("straight", &[]);
+    let words: Vec<&str> = ["train", "--out", "killed"]
+        .iter()
+        .chain(&TINY)
+        .copied()
+        .collect();
+    let mut child = bench.command(&words).stdout(Stdio::null()).spawn().unwrap();
+    // Killed as soon as the first epoch is on record, in whatever it does then; if it is faster, nothing is left to
+    // do for the resume, and the assertions hold all the same.
+    while !bench.path("killed/metrics.jsonl").exists() && child.try_wait().unwrap().is_none() {
+        std::thread::yield_now();
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let shown = bench.ok(&["train", "--resume", "killed", "--threads", "1"]);
+    assert!(shown.contains("resumed after epoch"), "{shown}");
+    assert_eq!(hash(&bench.json("killed/summary.json")), hash(&straight));
+    assert_eq!(records(&bench.path("killed")), records(&bench.path("straight")));
+    assert_eq!(bench.names("killed"), bench.names("straight"));
+    for name in [
+        "best.safetensors",
+        "last.safetensors",
+        "sample_weights.safetensors",
+    ] {
+        let [a, b] = ["killed", "straight"].map(|run| fs::read(bench.path(run).join(name)).unwrap());
+        assert!(a == b, "{name} differs");
+    }
+
+    // A finished run has nothing left to do.
+    bench.ok(&["train", "--resume", "straight"]);
+    assert_eq!(hash(&bench.json("straight/summary.json")), hash(&straight));
+}
+
+#[test]
+fn a_damaged_checkpoint_falls_back_to_the_one_before() {
+    let bench = Bench::new();
+    let straight = bench.train("run", &[]);
+    let damage = |name: &str| {
+        let path = bench.path("run").join(name);
+        let mut bytes = fs::read(&path).unwrap();
+        let last = bytes.len() - 1;
+        bytes[last] ^= 1;
+        fs::write(&path, bytes).unwrap();
+    };
+    damage("checkpoint.safetensors");
+    let shown = bench.ok(&["train", "--resume", "run"]);
+    assert!(shown.contains("resumed after epoch 2"), "{shown}");
+    assert_eq!(hash(&bench.json("run/summary.json")), hash(&straight));
+
+    // The repaired run has two good ones again; with both damaged the message names the file.
+    damage("checkpoint.safetensors");
+    damage("checkpoint.previous.safetensors");
+    let output = bench.run(&["train", "--resume", "run"]);
+    assert_eq!(output.status.code(), Some(3));
+    assert!(
+        text(&output.stderr).contains("checkpoint.safetensors"),
+        "{}",
+        text(&output.stderr)
+    );
+}
+
+#[test]
+fn labels_files_and_recipes() {
+    let bench = Bench::new();
+    bench.ok(&[
+        "data",
+        "noise",
+        "--out",
+        "labels",
+        "--rate",
+        "0.4",
+        "--meta-per-class",
+        "10",
+    ]);
+    let drawn = bench.train("drawn", &[]);
+    let given = bench.train("given", &["--labels", "labels"]);
+    assert_eq!(hash(&drawn), hash(&given));
+
+    // The resolved configuration is a recipe for the same run.
+    let config = bench.path("drawn/config.toml");
+    let recipe = fs::read_to_string(&config).unwrap();
+    let recipe: Vec<&str> = recipe.lines().filter(|line| !line.starts_with("out")).collect();
+    fs::write(bench.path("recipe.toml"), recipe.join("\n")).unwrap();
+    bench.ok(&["train", "--config", "recipe.toml", "--out", "again"]);
+    assert_eq!(hash(&bench.json("again/summary.json")), hash(&drawn));
+}
+
+#[test]
+fn compare_tabulates_the_same_runs() {
+    let bench = Bench::new();
+    let words: Vec<&str> = [
+        "compare",
+        "--methods",
+        "ce,l2b",
+        "--noise",
+        "0.2,0.6",
+        "--seeds",
+        "2",
+        "--out",
+        "c",
+    ]
+    .iter()
+    .chain(&TINY)
+    .copied()
+    .collect();
+    let shown = bench.ok(&words);
+    assert!(
+        shown.contains("| 60 % |") && shown.contains("l2b − ce"),
+        "{shown}"
+    );
+    assert_eq!(bench.names("c"), ["compare.csv", "compare.json", "compare.md"]);
+    let comparison = bench.json("c/compare.json");
+    let runs = comparison["runs"].as_array().unwrap();
+    assert_eq!(
+        (runs.len(), comparison["table"].as_array().unwrap().len()),
+        (8, 4)
+    );
+    assert_eq!(
+        fs::read_to_string(bench.path("c/compare.csv"))
+            .unwrap()
+            .lines()
+            .count(),
+        9
+    );
+    // Alone or side by side with others: the same bits.
+    let alone = bench.train("alone", &["--noise", "0.6", "--seed", "1"]);
+    let same = |r: &&Value| r["method"] == "l2b" && r["noise"] == 0.6 && r["seed"] == 1;
+    let row = runs.iter().find(same).unwrap();
+    assert_eq!(hash(row), hash(&alone));
+    // Both methods of a seed saw the same labels.
+    let realised: Vec<f64> = runs
+        .iter()
+        .filter(|r| r["noise"] == 0.6 && r["seed"] == 1)
+        .map(|r| r["noise_realised"].as_f64().unwrap())
+        .collect();
+    assert_eq!((realised.len(), realised[0]), (2, realised[1]));
+}

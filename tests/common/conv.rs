@@ -1,0 +1,194 @@
+//! Convolution against the oracle; see `ops.rs`.
+
+use l2b::device::{Conv, ConvShape, Device, Geometry, Tangent, Write};
+
+use super::ops::{Expected, Setup, rows};
+use super::{Random, assert_within, fetch, naive, reading, room, writing};
+
+impl<D: Device> Setup<'_, D> {
+    /// Forward, tangent, both adjoints and contraction of one convolution.
+    pub fn conv(&self, shape: ConvShape, kind: usize) {
+        let name = &format!("{shape:?} source {kind}");
+        let device = self.device;
+        let random = &mut Random::new(kind as u64 + 10);
+        let prepared = &device.prepare(&Geometry::Conv(shape)).expect("prepare");
+        let (saved, scratch) = (
+            room(device, prepared.saved_bytes),
+            room(device, prepared.scratch_bytes),
+        );
+        let (x_shape, y_shape) = (rows(shape.x_rows(), shape.c), rows(shape.y_rows(), shape.k));
+        let channels = shape.c as usize;
+        let depth = shape.taps() * channels;
+
+        let x = self.random_source(random, x_shape, kind);
+        let x_lent = self.lend(&x);
+        let conv = Conv {
+            shape: &shape,
+            prepared,
+            x: x_lent.source(),
+            saved: saved.mem(),
+            scratch: scratch.mem(),
+        };
+        let (value, size) = (x.value(), x.magnitudes().value());
+        let w = self.real(random, shape.w_len());
+        let tw = self.real(random, shape.w_len());
+        let bias = self.real(random, shape.k as usize);
+        let lent = |values: &[f64]| reading::<D::Real, D>(device, values);
+        let (w_lent, tw_lent, bias_lent) = (lent(&w), lent(&tw), lent(&bias));
+        let abs = naive::magnitudes;
+
+        for bias in [None, Some(&bias)] {
+            let want = naive::conv(&shape, &value, &w, bias.map(Vec::as_slice));
+            let sizes = naive::conv(&shape, &size, &abs(&w), bias.map(|bias| abs(bias)).as_deref());
+            self.epilogues(
+                &format!("y of {name}"),
+                &Expected {
+                    shape: y_shape,
+                    depth,
+                    want: &want,
+                    sizes: &sizes,
+                    before: None,
+                },
+                |y, epilogue| {
+                    let bias = bias.map(|_| bias_lent.mem());
+                    device
+                        .conv_forward(conv, y.mem(), w_lent.mem(), bias, epilogue)
+                        .expect("conv_forward");
+                },
+            );
+        }
+
+        let tx = self.act(random, x_shape.len());
+        let slope = self.real(random, 2 * channels);
+        let (tx_lent, slope_lent) = (reading::<D::Act, D>(device, &tx), lent(&slope));
+        for (with_tx, with_slope) in [(false, false), (true, false), (false, true), (true, true)] {
+            let (some_tx, some_slope) = (with_tx.then_some(&tx[..]), with_slope.then_some(&slope[..]));
+            let (abs_tx, abs_slope) = (some_tx.map(abs), some_slope.map(abs));
+            let tangent = x.tangent(some_tx, some_slope);
+            let tangent_size = x.magnitudes().tangent(abs_tx.as_deref(), abs_slope.as_deref());
+            let want = naive::add(
+                &naive::conv(&shape, &tangent, &w, None),
+                &naive::conv(&shape, &value, &tw, Some(&bias)),
+            );
+            let sizes = naive::add(
+                &naive::conv(&shape, &tangent_size, &abs(&w), None),
+                &naive::conv(&shape, &size, &abs(&tw), Some(&abs(&bias))),
+            );
+            let name = format!("ty of {name}, tx {with_tx}, slope {with_slope}");
+            self.epilogues(
+                &name,
+                &Expected {
+                    shape: y_shape,
+                    depth: 2 * depth,
+                    want: &want,
+                    sizes: &sizes,
+                    before: None,
+                },
+                |ty, epilogue| {
+                    let tangent = Tangent {
+                        tx: with_tx.then(|| tx_lent.mem()),
+                        slope: with_slope.then(|| slope_lent.mem()),
+                    };
+                    let (w, tw, bias) = (w_lent.mem(), tw_lent.mem(), bias_lent.mem());
+                    device
+                        .conv_tangent(conv, ty.mem(), tangent, w, tw, Some(bias), epilogue)
+                        .expect("conv_tangent");
+                },
+            );
+        }
+
+        let dy = self.act(random, y_shape.len());
+        let dy_lent = reading::<D::Act, D>(device, &dy);
+        let before = self.act(random, x_shape.len());
+        for write in [Write::Set, Write::Add] {
+            let mut want = naive::conv_input(&shape, &dy, &w);
+            let mut sizes = naive::conv_input(&shape, &abs(&dy), &abs(&w));
+            if write == Write::Add {
+                want = naive::add(&want, &before);
+                sizes = naive::add(&sizes, &abs(&before));
+            }
+            let before = (write == Write::Add).then_some(&before[..]);
+            let depth = shape.taps() * shape.k as usize;
+            let name = format!("d of {name}, {write:?}");
+            self.epilogues(
+                &name,
+                &Expected {
+                    shape: x_shape,
+                    depth,
+                    want: &want,
+                    sizes: &sizes,
+                    before,
+                },
+                |d, epilogue| {
+                    let (dy, w) = (dy_lent.mem(), w_lent.mem());
+                    device
+                        .conv_backward_input(conv, d.mem(), write, dy, w, epilogue)
+                        .expect("conv_backward_input");
+                },
+            );
+        }
+
+        let before = self.real(random, shape.w_len());
+        for (write, with_bias) in [(Write::Set, true), (Write::Add, true), (Write::Set, false)] {
+            let dw = if write == Write::Add {
+                lent(&before)
+            } else {
+                writing::<D::Real, D>(device, w.len())
+            };
+            let dbias = if write == Write::Add {
+                lent(&bias)
+            } else {
+                writing::<D::Real, D>(device, bias.len())
+            };
+            let some_dbias = with_bias.then(|| dbias.mem());
+            device
+                .conv_backward_weight(conv, dw.mem(), some_dbias, write, dy_lent.mem())
+                .expect("weight");
+            let mut want = naive::conv_weight(&shape, &dy, &value);
+            let mut sizes = naive::conv_weight(&shape, &abs(&dy), &size);
+            let mut want_bias = naive::column_sums(&dy, bias.len());
+            let mut bias_sizes = naive::column_sums(&abs(&dy), bias.len());
+            if write == Write::Add {
+                want = naive::add(&want, &before);
+                sizes = naive::add(&sizes, &abs(&before));
+                want_bias = naive::add(&want_bias, &bias);
+                bias_sizes = naive::add(&bias_sizes, &abs(&bias));
+            }
+            let tolerance = self.tolerance(y_shape.rows as usize, &sizes);
+            let got = fetch::<D::Real, D>(device, &dw);
+            assert_within(&format!("dw of {name}, {write:?}"), &got, &want, &tolerance);
+            if with_bias {
+                let tolerance = self.tolerance(y_shape.rows as usize, &bias_sizes);
+                let got = fetch::<D::Real, D>(device, &dbias);
+                assert_within(
+                    &format!("dbias of {name}, {write:?}"),
+                    &got,
+                    &want_bias,
+                    &tolerance,
+                );
+            }
+        }
+
+        let before = self.real(random, shape.n as usize);
+        let sample = y_shape.len() / shape.n as usize;
+        for some_bias in [None, Some(&bias)] {
+            let out = lent(&before);
+            let tbias = some_bias.map(|_| bias_lent.mem());
+            device
+                .conv_contract(conv, out.mem(), dy_lent.mem(), tw_lent.mem(), tbias)
+                .expect("contract");
+            let ty = naive::conv(&shape, &value, &tw, some_bias.map(Vec::as_slice));
+            let ty_size = naive::conv(
+                &shape,
+                &size,
+                &abs(&tw),
+                some_bias.map(|bias| abs(bias)).as_deref(),
+            );
+            let want = naive::add(&before, &naive::row_sums(&naive::multiply(&ty, &dy), sample));
+            let sizes = naive::row_sums(&naive::multiply(&ty_size, &abs(&dy)), sample);
+            let tolerance = self.tolerance(depth * sample, &naive::add(&sizes, &abs(&before)));
+            let got = fetch::<D::Real, D>(device, &out);
+            assert_within(&format!("contraction of {name}"), &got, &want, &tolerance);
+        }
+    }
+}
