@@ -119,11 +119,11 @@ impl Plan {
         Ok(runs)
     }
 
-    /// How many runs go on side by side, and the CPU threads of each. Runs are independent: one thread each wastes
-    /// none of them on waiting for others within a step (the bundled network: README, comparison). A GPU does one at a
-    /// time.
+    /// How many runs go on side by side, and the CPU threads of each. Runs are independent, so one thread each wastes
+    /// nothing on waiting within a step: two runs of the bundled network (8 epochs) took 2.3 s side by side, and 3.2
+    /// and 3.6 s one after the other with two threads, on two cores with other load. A GPU does one at a time.
     fn side_by_side(&self) -> (usize, Option<usize>) {
-        if resolve(self.base.device) != DeviceChoice::Cpu {
+        if resolve(self.base.device, self.base.precision) != DeviceChoice::Cpu {
             return (1, self.base.threads);
         }
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);

@@ -271,6 +271,13 @@ impl RunFolder {
             return Err(Error::data(&path, FINGERPRINT, fingerprint, found, hint));
         }
         let state: State = file.json(&path, STATE)?;
+        let (epochs, steps) = (trainer.config.epochs, trainer.steps_per_epoch());
+        if state.epoch > epochs || u64::from(state.step) != u64::from(state.epoch) * u64::from(steps) {
+            let expected = format!("at most {epochs} epochs of {steps} steps");
+            let found = format!("{} epochs, {} steps", state.epoch, state.step);
+            let hint = format!("{CONFIG} has been changed since");
+            return Err(Error::data(&path, STATE, expected, found, hint));
+        }
         let (device, model) = (&trainer.engine.device, &trainer.engine.model);
         restore(device, model, &path, &file)?;
         restore_flat(device, model, &model.momentum, &path, &file, MOMENTUM)?;

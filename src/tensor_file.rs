@@ -12,6 +12,7 @@ use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use sha2::{Digest, Sha256};
 
+use crate::data::dataset::hex;
 use crate::device::Element;
 use crate::{Error, Result, atomic};
 
@@ -217,11 +218,6 @@ impl TensorFile {
         };
         serde_json::from_str(text).map_err(|e| Error::data(path, what, "a JSON value", e.to_string(), ""))
     }
-}
-
-/// Lower-case hex.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 #[cfg(test)]

@@ -1,13 +1,12 @@
 //! `l2b data pack | noise | info`.
 
-use crate::data::bundled;
 use crate::data::dataset::{Dataset, Split};
 use crate::data::labels::Overlay;
 use crate::data::noise::{Noise, NoiseKind};
 use crate::data::pack::pack_idx;
 use crate::data::source::Access;
 use crate::data::split::{draw_per_class, remaining};
-use crate::{Error, Result};
+use crate::{Error, Result, task};
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::Write;
@@ -97,13 +96,9 @@ impl DatasetArgs {
     /// Opens the dataset.
     ///
     /// # Errors
-    /// As [`Dataset::open`].
+    /// As [`task::open`].
     pub fn open(&self) -> Result<Dataset> {
-        let access = if self.no_mmap { Access::Read } else { Access::Map };
-        match self.dataset.to_str() {
-            Some("digits") => Dataset::open(&bundled::digits()?, access),
-            _ => Dataset::open(&self.dataset, access),
-        }
+        task::open(&self.dataset, self.no_mmap)
     }
 }
 

@@ -8,7 +8,6 @@
 
 use super::manifest::Manifest;
 use super::source::{Access, Column, Source};
-use crate::tensor_file::hex;
 use crate::{Error, Result};
 use safetensors::Dtype;
 use sha2::{Digest, Sha256};
@@ -373,4 +372,9 @@ fn sha256_file(path: &Path) -> Result<String> {
             n => hash.update(&buffer[..n]),
         }
     }
+}
+
+/// Lower-case hex.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }

@@ -1,10 +1,10 @@
 //! Writes a dataset folder: shards with checksums, then the manifest; the folder appears under its name only when
 //! everything is on disk, and is never changed afterwards.
 
+use super::dataset::hex;
 use super::manifest::{MANIFEST, Manifest, ShardEntry, is_split_name};
 use super::source::{self, Tensor, i64_bytes};
 use crate::atomic::{self, NewFolder};
-use crate::tensor_file::hex;
 use crate::{Error, Result};
 use safetensors::Dtype;
 use sha2::{Digest, Sha256};

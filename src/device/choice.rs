@@ -92,9 +92,10 @@ pub trait Visitor {
     fn visit<D: Device>(self, device: D) -> Result<Self::Output>;
 }
 
-/// What [`DeviceChoice::Auto`] stands for on this machine.
-pub fn resolve(choice: DeviceChoice) -> DeviceChoice {
+/// What [`DeviceChoice::Auto`] stands for on this machine, in a precision.
+pub fn resolve(choice: DeviceChoice, precision: Precision) -> DeviceChoice {
     match choice {
+        DeviceChoice::Auto if precision == Precision::F64 => DeviceChoice::Cpu,
         // A driver that fails to list its GPUs is no reason not to compute.
         DeviceChoice::Auto => cuda::devices()
             .ok()
@@ -114,7 +115,7 @@ pub fn with_device<V: Visitor>(
     threads: Option<usize>,
     visitor: V,
 ) -> Result<V::Output> {
-    match (resolve(choice), precision) {
+    match (resolve(choice, precision), precision) {
         (DeviceChoice::Cpu | DeviceChoice::Auto, Precision::F32) => visitor.visit(Cpu::<f32>::new(threads)?),
         (DeviceChoice::Cpu | DeviceChoice::Auto, Precision::F64) => visitor.visit(Cpu::<f64>::new(threads)?),
         (device, Precision::F64) => Err(Error::config(

@@ -252,6 +252,16 @@ fn a_damaged_checkpoint_falls_back_to_the_one_before() {
     assert!(shown.contains("resumed after epoch 2"), "{shown}");
     assert_eq!(hash(&bench.json("run/summary.json")), hash(&straight));
 
+    // A configuration that no longer fits the state is noticed.
+    let config = bench.path("run/config.toml");
+    let text_of = fs::read_to_string(&config).unwrap();
+    fs::write(&config, text_of.replace("batch = 32", "batch = 64")).unwrap();
+    let output = bench.run(&["train", "--resume", "run"]);
+    let error = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{error}");
+    assert!(error.contains("config.toml has been changed"), "{error}");
+    fs::write(&config, text_of).unwrap();
+
     // The repaired run has two good ones again; with both damaged the message names the file.
     damage("checkpoint.safetensors");
     damage("checkpoint.previous.safetensors");

@@ -280,7 +280,7 @@ pub(super) fn contract(
 ) -> Result<()> {
     check(&norm)?;
     let (rows, channels) = (norm.shape.rows as usize, norm.shape.channels as usize);
-    if samples == 0 || rows % samples != 0 || i32::try_from(rows / samples * channels).is_err() {
+    if samples == 0 || !rows.is_multiple_of(samples) || i32::try_from(rows / samples * channels).is_err() {
         return Err(Error::Internal(format!(
             "{rows} rows of {channels} channels in {samples} samples"
         )));
