@@ -41,7 +41,7 @@ use super::{
 };
 use crate::{Error, Result};
 use driver::device_error;
-use kernels::{Kernels, grid, launch};
+use kernels::{Kernels, grid, launch, limit};
 use memory::{address, input, output};
 
 /// Oldest compute capability that the kernels are compiled for.
@@ -280,13 +280,15 @@ impl Device for Cuda {
 
     fn prepare(&self, node: &Geometry) -> Result<Prepared<Plan>> {
         match node {
-            Geometry::Conv(shape) => conv::prepare(shape),
-            Geometry::Join(_) | Geometry::Pool(_) => Ok(Prepared {
-                saved_bytes: 0,
-                scratch_bytes: 0,
-                algorithm: Plan::NONE,
-            }),
+            Geometry::Conv(shape) => return conv::prepare(shape),
+            Geometry::Join(shape) => limit("join", "rows", shape.rows as usize)?,
+            Geometry::Pool(shape) => rows::pool_rows(shape).map(drop)?,
         }
+        Ok(Prepared {
+            saved_bytes: 0,
+            scratch_bytes: 0,
+            algorithm: Plan::NONE,
+        })
     }
 
     fn partials_bytes(&self, shape: Rows) -> usize {
