@@ -7,7 +7,7 @@
 // dy, dx in -pad..=pad and the flip are drawn from (seed, view, ids[n], step)
 // out, images [N,H,W,C]; ids [N]; table [C][256]; step in device memory
 // grid: N blocks of 256; a block owns one image
-// HWC < 2^31
+// HWC < 2^31 - 256
 extern "C" __global__ void __launch_bounds__(256)
     augment(float* __restrict__ out, const unsigned char* __restrict__ images, const unsigned* __restrict__ ids,
             const float* __restrict__ table, const StepParams* __restrict__ step, AugmentShape shape) {

@@ -55,13 +55,13 @@ __device__ __forceinline__ int block_channel() { return blockIdx.x * 32 + thread
 // partials[tile] = (mean, sum (u - mean)²) of each channel over the tile's rows
 // partials [tiles][2][C]; u [rows][C]
 // grid: (ceil(C/32), tiles) blocks of 32 x 8; a block owns 32 channels of one tile, a thread every 8th row of a channel
-// tiles = ceil(rows/tile_rows) <= 65535
+// tiles = ceil(rows/tile_rows) <= 65535; rows < 2^31 - 256
 extern "C" __global__ void __launch_bounds__(256) moments_partial(float* __restrict__ partials,
                                                                   const float* __restrict__ u, Rows shape,
                                                                   int tile_rows) {
   constexpr int BATCH = 8;  // rows in flight per thread
   const int c = block_channel();
-  const int begin = blockIdx.y * tile_rows, end = min(begin + tile_rows, shape.rows);
+  const int begin = blockIdx.y * tile_rows, end = begin + min(tile_rows, shape.rows - begin);
   Moments sum = {0.0f, 0.0f, 0.0f};
   if (c < shape.channels) {
     for (int row = begin + threadIdx.y; row < end; row += LANES * BATCH) {
@@ -92,14 +92,14 @@ extern "C" __global__ void __launch_bounds__(256) moments_partial(float* __restr
 // partials[tile] = (sum u, sum u·x̂) of each channel over the tile's rows; sum u·x̂ is left 0 without x
 // partials [tiles][2][C]; u, x [rows][C], x null for none; statistics [2][C] mean, rstd of x
 // grid: (ceil(C/32), tiles) blocks of 32 x 8; a block owns 32 channels of one tile, a thread every 8th row of a channel
-// tiles = ceil(rows/tile_rows) <= 65535
+// tiles = ceil(rows/tile_rows) <= 65535; rows < 2^31 - 256
 extern "C" __global__ void __launch_bounds__(256) dot_partial(float* __restrict__ partials,
                                                               const float* __restrict__ u,
                                                               const float* __restrict__ x,
                                                               const float* __restrict__ statistics, Rows shape,
                                                               int tile_rows) {
   const int c = block_channel();
-  const int begin = blockIdx.y * tile_rows, end = min(begin + tile_rows, shape.rows);
+  const int begin = blockIdx.y * tile_rows, end = begin + min(tile_rows, shape.rows - begin);
   float2 sum = make_float2(0.0f, 0.0f);
   if (c < shape.channels) {
     const float mean = x != nullptr ? statistics[c] : 0.0f, rstd = x != nullptr ? statistics[shape.channels + c] : 0.0f;
@@ -234,7 +234,7 @@ extern "C" __global__ void __launch_bounds__(256)
 // out[n] += sum over the sample's rows and channels of d·(tgamma·x̂ + tbeta)
 // out [samples]; x, d [rows][C]; statistics [2][C] mean, rstd; tgamma, tbeta [C]
 // grid: samples blocks of 256; a block owns one sample of sample_rows rows
-// sample_rows·C < 2^31
+// sample_rows·C < 2^31 - 256
 extern "C" __global__ void __launch_bounds__(256)
     norm_contract(float* out, const float* __restrict__ x, const float* __restrict__ d,
                   const float* __restrict__ statistics, const float* __restrict__ tgamma,

@@ -1,5 +1,5 @@
-// Convolution over NHWC images and [K][R][S][C] filters: forward, tangent, backward-input, backward-weight, each an
-// implicit matrix product on the tile of conv_tile.cuh. Every output element is one thread's sum over the depth in one
+// Convolution over NHWC images and [K][R][S][C] filters: forward, tangent, backward-input (conv_weight.cu holds
+// backward-weight), each an implicit matrix product on the tile of conv_tile.cuh. Every output element is one thread's sum over the depth in one
 // fixed order. Suffixes: _large (128 x 64 tile) and _small (64 x 32) read four channels at a time, _odd (64 x 32) takes
 // any channel counts and addresses.
 #include "conv_tile.cuh"
@@ -68,7 +68,7 @@ __device__ __forceinline__ void conv_forward_body(float* y, const Source& x, con
 // y[n,p,q,k] = sum over r, s, c of x[n, p·stride - pad + r, q·stride - pad + s, c] · w[k,r,s,c] + bias[k], masked
 // y [N,P,Q,K]; x [N,H,W,C] a source; w [K,R,S,C]; bias [K] or null; mask a source over y's geometry, x null for none
 // grid: ceil(NPQ/BM)·ceil(K/BN) blocks of the tile's threads; a block owns BM pixels x BN filters, a thread TM x TN
-// NPQ, NHW, RSC < 2^31; _large and _small: C % 4 == 0, all pointers 16-byte aligned
+// NPQ, NHW, RSC < 2^31 - 256; _large and _small: C % 4 == 0, all pointers but the bias 16-byte aligned
 #define CONV_FORWARD_ARGS                                                                                       \
   float* y, Source x, const float* __restrict__ w, const float* __restrict__ bias, Source mask, ConvShape shape
 
@@ -110,7 +110,7 @@ __device__ __forceinline__ void conv_tangent_body(float* ty, const Source& x, co
 // ty = conv(tangent of x, w) + conv(x, tw) + tbias, masked: one accumulation over twice the depth
 // ty [N,P,Q,K]; x, tx [N,H,W,C] a source and its tangent; w, tw [K,R,S,C]; tbias [K] or null; mask as above
 // grid: ceil(NPQ/BM)·ceil(K/BN) blocks of the tile's threads; a block owns BM pixels x BN filters, a thread TM x TN
-// NPQ, NHW, RSC < 2^31; _large and _small: C % 4 == 0, all pointers 16-byte aligned
+// NPQ, NHW, RSC < 2^31 - 256; _large and _small: C % 4 == 0, all pointers but the bias 16-byte aligned
 #define CONV_TANGENT_ARGS                                                                    \
   float* ty, Source x, Tangent tx, const float* __restrict__ w, const float* __restrict__ tw, \
       const float* __restrict__ tbias, Source mask, ConvShape shape
@@ -216,7 +216,7 @@ __device__ __forceinline__ void conv_backward_input_body(float* dx, const float*
 // dx[n,h,w,c] (+)= sum over k and the taps with p·stride - pad + r = h, q·stride - pad + s = w of dy[n,p,q,k] · w[k,r,s,c], masked
 // dx [N,H,W,C]; dy [N,P,Q,K]; w [K,R,S,C]; mask a source over dx's geometry, x null for none
 // grid: (ceil(N·ceil(H/stride)·ceil(W/stride)/BM)·ceil(C/BN), stride²) blocks of the tile's threads; blockIdx.y is the parity class
-// NPQ, NHW, RSK < 2^31; _large and _small: C % 4 == 0, K % 4 == 0, all pointers 16-byte aligned
+// NPQ, NHW, RSK < 2^31 - 256; _large and _small: C % 4 == 0, K % 4 == 0, all pointers 16-byte aligned
 #define CONV_BACKWARD_INPUT_ARGS                                                                   \
   float* dx, const float* __restrict__ dy, const float* __restrict__ w, Source mask, ConvShape shape, int add
 

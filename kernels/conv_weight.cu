@@ -127,7 +127,7 @@ __device__ __forceinline__ void conv_backward_weight_body(float* dw, const Sourc
 // dw[slice,k,r,s,c] (+)= sum over the slice's pixels (n,p,q) of dy[n,p,q,k] · x[n, p·stride - pad + r, q·stride - pad + s, c]
 // dw [slices][K,R,S,C]; x [N,H,W,C] a source; dy [N,P,Q,K]
 // grid: (ceil(RSC/BM)·ceil(K/BN), slices) blocks of the tile's threads; a block owns BM filter elements x BN filters of one slice
-// slices = ceil(NPQ/slice_pixels); NPQ, NHW, RSC < 2^31; _large and _small: C % 4 == 0, K % 4 == 0, pointers 16-byte aligned
+// slices = ceil(NPQ/slice_pixels); NPQ, NHW, RSC < 2^31 - 256; _large and _small: C % 4 == 0, K % 4 == 0, pointers 16-byte aligned
 #define CONV_BACKWARD_WEIGHT_ARGS \
   float* dw, Source x, const float* __restrict__ dy, ConvShape shape, int slice_pixels, int add
 

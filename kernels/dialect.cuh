@@ -48,12 +48,6 @@ __device__ __forceinline__ void cp_async16(void* dst, const void* src, bool vali
                ::"r"(smem_address(dst)), "l"(src), "r"(valid ? 16 : 0) : "memory");
 }
 
-// The same for 4 bytes: rows whose length is no multiple of four floats.
-__device__ __forceinline__ void cp_async4(void* dst, const void* src, bool valid = true) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;"
-               ::"r"(smem_address(dst)), "l"(src), "r"(valid ? 4 : 0) : "memory");
-}
-
 // Closes the group of copies issued since the last commit.
 __device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 

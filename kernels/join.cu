@@ -84,7 +84,7 @@ __device__ __forceinline__ void source_backward_body(float* dx, const float* d, 
   });
 }
 
-// dx (+)= A·mask·d + B·x + D, then masked by `mask`
+// dx (+)= A·mask·d + B·(x - M) + D, then masked by `mask`
 // dx, d [rows][C]; x, mask sources of this geometry, mask.x null for none; slope [2][C] B, D or null
 // grid: any number of blocks of 256; a thread owns every (grid·256)-th run of 4 (_four) or 1 (_odd) elements
 // _four: C % 4 == 0, all pointers 16-byte aligned

@@ -45,7 +45,7 @@ struct Entry {
 // labels[i] = the lowest j with z[i,j] = max z[i,:]
 // labels [entries]; z [entries][classes]
 // grid: ceil(entries/8) blocks of 256; a warp owns one entry
-// entries >= 1
+// 1 <= entries < 2^31 - 256
 extern "C" __global__ void __launch_bounds__(256) pseudo_labels(int* __restrict__ labels, const float* __restrict__ z,
                                                                 LossShape shape) {
   const Entry entry(shape);
@@ -66,7 +66,7 @@ extern "C" __global__ void __launch_bounds__(256) pseudo_labels(int* __restrict_
 // loss[i] = - sum over j of t[i,j]·log softmax(z[i])[j]
 // loss [entries]; z [entries][classes]; targets hard or soft
 // grid: ceil(entries/8) blocks of 256; a warp owns one entry
-// entries >= 1
+// 1 <= entries < 2^31 - 256
 extern "C" __global__ void __launch_bounds__(256) cross_entropy(float* __restrict__ loss, const float* __restrict__ z,
                                                                 Targets targets, LossShape shape) {
   const Entry entry(shape);
@@ -85,7 +85,7 @@ extern "C" __global__ void __launch_bounds__(256) cross_entropy(float* __restric
 // dz[i] = first_weights[i]·(softmax(z[i]) - first[i]) + second_weights[i]·(softmax(z[i]) - second[i])
 // dz, z [entries][classes]; targets hard or soft; weights [entries]; second_weights null for one term only
 // grid: ceil(entries/8) blocks of 256; a warp owns one entry
-// entries >= 1
+// 1 <= entries < 2^31 - 256
 extern "C" __global__ void __launch_bounds__(256)
     cross_entropy_backward(float* __restrict__ dz, const float* __restrict__ z, Targets first,
                            const float* __restrict__ first_weights, Targets second,
@@ -105,7 +105,7 @@ extern "C" __global__ void __launch_bounds__(256)
 // raw[i] = sum over j of (softmax(z[i])[j] - t[i,j])·tz[i,j]
 // raw [entries]; z, tz [entries][classes]; targets hard or soft
 // grid: ceil(entries/8) blocks of 256; a warp owns one entry
-// entries >= 1
+// 1 <= entries < 2^31 - 256
 extern "C" __global__ void __launch_bounds__(256) tangent_dot(float* __restrict__ raw, const float* __restrict__ z,
                                                               const float* __restrict__ tz, Targets targets,
                                                               LossShape shape) {

@@ -37,7 +37,7 @@ __device__ __forceinline__ void conv_contract_body(float* partial, const Source&
 // partial[t][m] = sum over filter tile t of dy[m,k] · (conv(x, tw)[m,k] + tbias[k])
 // partial [ceil(K/BN)][N·P·Q]; x [N,H,W,C] a source; dy [N,P,Q,K]; tw [K,R,S,C]; tbias [K] or null
 // grid: ceil(NPQ/BM)·ceil(K/BN) blocks of the tile's threads; a block owns BM pixels x BN filters
-// NPQ, NHW, RSC < 2^31; _large and _small: C % 4 == 0, all pointers 16-byte aligned
+// NPQ, NHW, RSC < 2^31 - 256; _large and _small: C % 4 == 0, x, its affine and tw 16-byte aligned
 #define CONV_CONTRACT_ARGS                                                                    \
   float* partial, Source x, const float* __restrict__ dy, const float* __restrict__ tw, \
       const float* __restrict__ tbias, ConvShape shape
@@ -55,7 +55,7 @@ extern "C" __global__ void __launch_bounds__(128, 4) conv_contract_odd(CONV_CONT
 // out[n] += sum over tiles and the sample's pixels of partial[tile][n·pixels + pixel]
 // out [samples]; partial [tiles][samples·pixels]
 // grid: samples blocks of 256; a block owns one sample
-// samples·pixels < 2^31
+// samples·pixels < 2^31 - 256
 extern "C" __global__ void __launch_bounds__(256) sum_samples(float* out, const float* __restrict__ partial,
                                                               int samples, int pixels, int tiles) {
   float sum = 0.0f;

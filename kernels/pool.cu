@@ -33,8 +33,8 @@ __device__ __forceinline__ float window_mean(const PoolShape& shape, const Posit
 // NHWC < 2^31
 extern "C" __global__ void __launch_bounds__(256) pool_forward(float* __restrict__ y, Source x, PoolShape shape) {
   const int len = shape.n * shape.p() * shape.q() * shape.c;
-  for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < len; i += gridDim.x * blockDim.x) {
-    const Position at(i, shape.p(), shape.q(), shape.c);
+  for (Offset i = thread_index(); i < len; i += thread_count()) {
+    const Position at(static_cast<int>(i), shape.p(), shape.q(), shape.c);
     const Affine<1> affine(x, shape.c, at.c);
     y[i] = window_mean(shape, at, [&](int j) {
       return source_forward(affine, x.relu != 0, load_pack<1>(x.x + j)).v[0];
@@ -49,8 +49,8 @@ extern "C" __global__ void __launch_bounds__(256) pool_forward(float* __restrict
 extern "C" __global__ void __launch_bounds__(256) pool_tangent(float* __restrict__ ty, Source x, Tangent tx,
                                                                PoolShape shape) {
   const int len = shape.n * shape.p() * shape.q() * shape.c;
-  for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < len; i += gridDim.x * blockDim.x) {
-    const Position at(i, shape.p(), shape.q(), shape.c);
+  for (Offset i = thread_index(); i < len; i += thread_count()) {
+    const Position at(static_cast<int>(i), shape.p(), shape.q(), shape.c);
     const Affine<1> affine(x, shape.c, at.c);
     const Slope<1> slope(tx.slope, shape.c, at.c);
     ty[i] = window_mean(shape, at, [&](int j) {
@@ -68,8 +68,8 @@ extern "C" __global__ void __launch_bounds__(256) pool_tangent(float* __restrict
 extern "C" __global__ void __launch_bounds__(256) pool_backward(float* d, const float* __restrict__ dy, Source mask,
                                                                 PoolShape shape, int add) {
   const int len = shape.n * shape.h * shape.w * shape.c;
-  for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < len; i += gridDim.x * blockDim.x) {
-    const Position at(i, shape.h, shape.w, shape.c);
+  for (Offset i = thread_index(); i < len; i += thread_count()) {
+    const Position at(static_cast<int>(i), shape.h, shape.w, shape.c);
     const int p = at.row / shape.r, q = at.column / shape.s;
     Pack<1> value = {};
     if (p < shape.p() && q < shape.q()) {

@@ -211,9 +211,8 @@ std::string check_surroundings(const void* address) {
 }
 
 std::string describe_address(const void* address) {
-  // Called after a fault, which may have happened while this thread holds the lock: then say nothing.
-  const std::unique_lock lock(mutex, std::try_to_lock);
-  if (!lock.owns_lock()) return "at an unknown place";
+  // After a fault too, but only one of a kernel, and no kernel runs while its host thread holds the lock.
+  const std::lock_guard lock(mutex);
   const char* p = static_cast<const char*>(address);
   for (const auto& [start, a] : live) {
     if (p >= a.pages - page && p < a.pages + a.page_bytes + page) return relation(p, start, a, "");

@@ -18,9 +18,6 @@ inline void store_vec(T* p, V v, EMULATOR_SITE) {
 inline void cp_async16(void* dst, const void* src, bool valid = true, EMULATOR_SITE) {
   emulator::cp_async(dst, src, 16, valid, site);
 }
-inline void cp_async4(void* dst, const void* src, bool valid = true, EMULATOR_SITE) {
-  emulator::cp_async(dst, src, 4, valid, site);
-}
 inline void cp_async_commit() { emulator::cp_async_commit(); }
 template <int PENDING>
 inline void cp_async_wait() { emulator::cp_async_wait(PENDING); }

@@ -1,4 +1,4 @@
-// Kernels with planted mistakes, built into the emulator's library only: tests/emulator.rs demands that each ends in a
+// Kernels with planted mistakes, built into the emulator's library only: tests/emulator demands that each ends in a
 // clear diagnosis (or, for races, in a wrong result in at least one order), scripts/sanitize that the sanitizers see theirs.
 #include "dialect.cuh"
 

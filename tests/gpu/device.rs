@@ -13,11 +13,16 @@ pub fn open() -> Option<Cuda> {
     if emulated() {
         return Some(Cuda::emulator().expect("the emulator"));
     }
-    if !devices().expect("listing the GPUs").gpus.is_empty() {
-        return Some(Cuda::new(0).expect("GPU 0"));
+    // A GPU too old, or a binary without kernels, is no device to test on.
+    let listing = devices().expect("listing the GPUs");
+    if let Some(gpu) = listing.usable() {
+        return Some(Cuda::new(gpu.ordinal).expect("a usable GPU"));
     }
     let required = std::env::var("L2B_REQUIRE_GPU").is_ok_and(|value| value == "1");
-    assert!(!required, "L2B_REQUIRE_GPU=1, and there is no device");
+    assert!(
+        !required,
+        "L2B_REQUIRE_GPU=1, and there is no usable device: {listing:?}"
+    );
     println!("skipped: no device");
     None
 }

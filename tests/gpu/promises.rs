@@ -8,7 +8,7 @@ use l2b::Error;
 use l2b::data::augment::Augment;
 use l2b::device::cuda::{Cuda, devices};
 use l2b::device::{
-    AugmentShape, Conv, ConvShape, Device, Epilogue, Geometry, LossShape, Norm, PoolShape, Rows, Source,
+    AugmentShape, Conv, ConvShape, Device, Epilogue, Geometry, LossShape, Mem, Norm, PoolShape, Rows, Source,
     Statistics, StepParams, Sums, Tangent, Write,
 };
 use l2b::engine::InnerProduct;
@@ -95,7 +95,7 @@ fn structs_arrive_field_by_field() {
 }
 
 /// Pre-activations within a few roundings of zero: every form of a source opens and closes the same elements, those that
-/// one fused multiply-add says.
+/// one fused multiply-add of x - M says.
 #[test]
 fn masks_agree_bit_for_bit() {
     in_orders(|cuda| {
@@ -105,22 +105,23 @@ fn masks_agree_bit_for_bit() {
             channels: 8,
         };
         let (mut a, mut c) = (random.range(8, 0.5, 2.0), random.range(8, -1.0, 1.0));
+        let mut m = random.range(8, -1.0, 1.0);
         // One pre-activation that is exactly zero: closed.
-        (a[0], c[0]) = (0.5, -0.5);
+        (a[0], c[0], m[0]) = (0.5, -0.5, 0.25);
         let x: Vec<f64> = (0..shape.len())
             .map(|i| {
-                let root = (-c[i % 8] / a[i % 8]) as f32;
+                let root = (m[i % 8] - c[i % 8] / a[i % 8]) as f32;
                 f64::from(f32::from_bits(
                     root.to_bits().wrapping_add((i / 8) as u32).wrapping_sub(16),
                 ))
             })
             .collect();
         let open: Vec<bool> = (0..shape.len())
-            .map(|i| (a[i % 8] as f32).mul_add(x[i] as f32, c[i % 8] as f32) > 0.0)
+            .map(|i| (a[i % 8] as f32).mul_add(x[i] as f32 - m[i % 8] as f32, c[i % 8] as f32) > 0.0)
             .collect();
         assert!(open.iter().any(|&open| open) && open.iter().any(|&open| !open));
 
-        let affine = [&a[..], &c[..], &[0.0; 8]].concat();
+        let affine = [&a[..], &c[..], &m[..]].concat();
         let (x, affine) = (
             reading::<f32, Cuda>(cuda, &x),
             reading::<f32, Cuda>(cuda, &affine),
@@ -219,6 +220,128 @@ fn masks_agree_bit_for_bit() {
         )
         .expect("conv tangent");
         assert_eq!(pattern(&out), open, "convolution's tangent");
+    });
+}
+
+/// Channels in fours, but one operand after the other 4 bytes off its 16-byte boundary: the kernels that read one channel
+/// at a time take over and give the same bits.
+#[test]
+fn operands_may_lie_at_any_address() {
+    in_orders(|cuda| {
+        let shape = ConvShape {
+            n: 2,
+            h: 5,
+            w: 4,
+            c: 4,
+            k: 8,
+            r: 3,
+            s: 3,
+            stride: 1,
+            pad: 1,
+        };
+        let rows = Rows {
+            rows: 40,
+            channels: 4,
+        };
+        let (x_len, y_len, w_len) = (shape.x_len(), shape.y_len(), shape.w_len());
+        let random = &mut Random::new(13);
+        let values = [
+            x_len, 12, x_len, 8, w_len, w_len, y_len, 24, y_len, y_len, x_len, w_len,
+        ]
+        .map(|len| {
+            let values = random.values(len).into_iter();
+            values.map(|value| value as f32).collect::<Vec<f32>>()
+        });
+        let prepared = cuda.prepare(&Geometry::Conv(shape)).expect("prepare");
+        let (scratch, samples) = (room(cuda, prepared.scratch_bytes), room(cuda, 8));
+        let fetch = |mem: Mem<Cuda>| {
+            let mut bits = vec![0u32; mem.bytes / 4];
+            cuda.download(bytemuck::cast_slice_mut(&mut bits), mem)
+                .expect("download");
+            bits
+        };
+        let results = |shifted: Option<usize>| -> l2b::Result<Vec<Vec<u32>>> {
+            let operands = values.each_ref().map(|values| room(cuda, 4 * values.len() + 4));
+            let at: Vec<Mem<Cuda>> = operands
+                .iter()
+                .zip(&values)
+                .enumerate()
+                .map(|(i, (operand, values))| {
+                    let offset = if shifted == Some(i) { 4 } else { 0 };
+                    operand.mem().slice(offset, 4 * values.len())
+                })
+                .collect();
+            for (mem, values) in at.iter().zip(&values) {
+                cuda.upload(*mem, bytemuck::cast_slice(values))?;
+            }
+            let [
+                x,
+                affine,
+                tx,
+                slope,
+                w,
+                tw,
+                mask,
+                mask_affine,
+                dy,
+                out_y,
+                out_x,
+                out_w,
+            ] = at[..]
+            else {
+                unreachable!("12 operands")
+            };
+            let source = |x, affine| Source {
+                x,
+                affine: Some(affine),
+                relu: true,
+            };
+            let masked = |x, affine| Epilogue {
+                mask: Some(source(x, affine)),
+                sums: Sums::None,
+            };
+            let (read, tangent) = (
+                source(x, affine),
+                Tangent {
+                    tx: Some(tx),
+                    slope: Some(slope),
+                },
+            );
+            let conv = Conv {
+                shape: &shape,
+                prepared: &prepared,
+                x: read,
+                saved: scratch.mem(),
+                scratch: scratch.mem(),
+            };
+            let mut bits = Vec::new();
+            cuda.conv_forward(conv, out_y, w, None, masked(mask, mask_affine))?;
+            bits.push(fetch(out_y));
+            cuda.conv_tangent(conv, out_y, tangent, w, tw, None, masked(mask, mask_affine))?;
+            bits.push(fetch(out_y));
+            cuda.conv_backward_input(conv, out_x, Write::Add, dy, w, masked(x, affine))?;
+            bits.push(fetch(out_x));
+            cuda.conv_backward_weight(conv, out_w, None, Write::Add, dy)?;
+            bits.push(fetch(out_w));
+            cuda.fill(samples.mem(), 0)?;
+            cuda.conv_contract(conv, samples.mem(), dy, tw, None)?;
+            bits.push(fetch(samples.mem()));
+            cuda.join_forward(rows, out_x, read, source(tx, affine), masked(x, affine))?;
+            bits.push(fetch(out_x));
+            cuda.join_tangent(rows, out_x, (read, tangent), (read, tangent), masked(x, affine))?;
+            bits.push(fetch(out_x));
+            cuda.source_backward(rows, out_x, Write::Add, tx, read, Some(slope), masked(x, affine))?;
+            bits.push(fetch(out_x));
+            Ok(bits)
+        };
+        let aligned = results(None).expect("aligned operands");
+        for i in 0..values.len() {
+            assert_eq!(
+                results(Some(i)).expect("a shifted operand"),
+                aligned,
+                "operand {i}"
+            );
+        }
     });
 }
 
@@ -441,6 +564,11 @@ fn a_failed_recording_leaves_the_device_usable() {
             .err()
             .expect("an error");
         assert!(error.to_string().contains("on purpose"), "{error}");
+        let upload = cuda.capture(|| cuda.upload(step.params.mem(), bytemuck::bytes_of(&step_params())));
+        let error = upload
+            .err()
+            .expect("a replay would read host memory that is gone");
+        assert!(error.to_string().contains("recorded"), "{error}");
         step.run().expect("step");
         cuda.synchronize().expect("synchronize");
     });

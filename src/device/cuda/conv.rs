@@ -1,6 +1,6 @@
 //! Launches of kernels/conv.cu, conv_weight.cu and per_sample.cu.
 
-use super::kernels::{Kernel, grid2, launch, strided};
+use super::kernels::{Kernel, grid2, launch, limit, strided};
 use super::memory::{Aligned, input, mask, optional, output, scratch, source, tangent};
 use super::{Arena, Cuda, norm};
 use crate::device::{Conv, ConvShape, Epilogue, Mem, Prepared, Rows, Tangent, Write};
@@ -73,24 +73,19 @@ fn elements(shape: &ConvShape) -> usize {
     shape.taps() * shape.c as usize
 }
 
-fn limit(what: &str, value: usize) -> Result<()> {
-    if i32::try_from(value).is_err() {
-        let hint = "use a smaller batch or image";
-        return Err(Error::device(
-            "convolution",
-            format!("{what} = {value} exceeds 2^31 - 1"),
-            hint,
-        ));
-    }
-    Ok(())
-}
-
 pub(super) fn prepare(shape: &ConvShape) -> Result<Prepared<Plan>> {
-    limit("N·H·W", shape.x_rows())?;
-    limit("N·P·Q", shape.y_rows() + 128)?;
-    limit("R·S·C", elements(shape) + 128)?;
-    limit("R·S·K", shape.taps() * shape.k as usize + 128)?;
     let (pixels, filters) = (shape.y_rows(), shape.k as usize);
+    if shape.x_len() == 0 || shape.y_len() == 0 || shape.taps() == 0 {
+        return Err(Error::Internal(format!("convolution over {shape:?}")));
+    }
+    for (what, value) in [
+        ("N·H·W", shape.x_rows()),
+        ("N·P·Q", pixels),
+        ("R·S·C", elements(shape)),
+        ("R·S·K", shape.taps() * filters),
+    ] {
+        limit("convolution", what, value)?;
+    }
     // Enough slices that every multiprocessor of a large GPU has several blocks, none shorter than 64 pixels.
     let slices_of = |tile: Tile| {
         512usize

@@ -23,7 +23,8 @@ impl Graph {
 }
 
 impl Cuda {
-    /// Records the operations that `step` asks for, without running them. `step` must not allocate, download or wait.
+    /// Records the operations that `step` asks for, without running them. `step` must not allocate, upload,
+    /// download or wait.
     /// No other thread may use the device meanwhile: its operations would be recorded too.
     pub fn capture(&self, step: impl FnOnce() -> Result<()>) -> Result<Graph> {
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;

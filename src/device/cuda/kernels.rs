@@ -105,6 +105,17 @@ macro_rules! launch {
 }
 pub(super) use launch;
 
+/// Fails where a number that kernels count in an int exceeds the limit in their headers: less than 2^31, because the
+/// threads of the last block look as many numbers further as a block has threads.
+pub(super) fn limit(operation: &str, what: &str, value: usize) -> Result<()> {
+    const LIMIT: usize = (1 << 31) - 256;
+    if value < LIMIT {
+        return Ok(());
+    }
+    let detail = format!("{what} = {value}, kernels count to {}", LIMIT - 1);
+    Err(Error::device(operation, detail, "use a smaller batch or image"))
+}
+
 /// A one-dimensional grid of `blocks` blocks. Fails when there are too many.
 pub(super) fn grid(blocks: usize, threads: u32) -> Result<LaunchConfig> {
     grid2(blocks, 1, (threads, 1))

@@ -1,6 +1,6 @@
 //! Launches of kernels/loss.cu and weights.cu.
 
-use super::kernels::{grid, launch};
+use super::kernels::{grid, launch, limit};
 use super::memory::{NONE, input, output, targets};
 use super::{Arena, Cuda};
 use crate::device::{LossShape, Mem, Normalise, StepParams, Targets};
@@ -12,6 +12,7 @@ fn extent(shape: LossShape) -> Result<(usize, usize, cudarc::driver::LaunchConfi
     if shape.entries < 1 || shape.classes < 1 {
         return Err(Error::Internal(format!("loss over {shape:?}")));
     }
+    limit("loss", "entries", entries)?;
     Ok((entries, entries * classes, grid(entries.div_ceil(8), 256)?))
 }
 

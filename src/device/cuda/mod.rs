@@ -31,7 +31,7 @@ pub use memory::Arena;
 
 use std::sync::Arc;
 
-use cudarc::driver::sys::CUresult;
+use cudarc::driver::sys::{CUresult, CUstreamCaptureStatus};
 use cudarc::driver::{CudaContext, CudaStream, result};
 use cudarc::nvrtc::Ptx;
 
@@ -41,7 +41,7 @@ use super::{
 };
 use crate::{Error, Result};
 use driver::device_error;
-use kernels::{Kernels, grid, launch};
+use kernels::{Kernels, grid, launch, limit};
 use memory::{address, input, output};
 
 /// Oldest compute capability that the kernels are compiled for.
@@ -238,8 +238,17 @@ impl Device for Cuda {
 
     fn upload(&self, dst: Mem<Self>, src: &[u8]) -> Result<()> {
         same_length("upload", dst.bytes, src.len())?;
-        self.bind()?;
-        // SAFETY: dst is `bytes` long and alive. The driver has read pageable host memory when the call returns.
+        let capturing = self
+            .stream
+            .capture_status()
+            .map_err(|error| device_error("upload", error))?;
+        if capturing != CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE {
+            return Err(Error::Internal(
+                "an upload cannot be recorded: every replay would read the host's memory again".into(),
+            ));
+        }
+        // SAFETY: dst is `bytes` long and alive. Outside of a capture the driver has read pageable host memory when the
+        // call returns.
         unsafe { result::memcpy_htod_async(address(dst), src, self.stream.cu_stream()) }
             .map_err(|error| device_error("upload", error))
     }
@@ -280,13 +289,15 @@ impl Device for Cuda {
 
     fn prepare(&self, node: &Geometry) -> Result<Prepared<Plan>> {
         match node {
-            Geometry::Conv(shape) => conv::prepare(shape),
-            Geometry::Join(_) | Geometry::Pool(_) => Ok(Prepared {
-                saved_bytes: 0,
-                scratch_bytes: 0,
-                algorithm: Plan::NONE,
-            }),
+            Geometry::Conv(shape) => return conv::prepare(shape),
+            Geometry::Join(shape) => limit("join", "rows", shape.rows as usize)?,
+            Geometry::Pool(shape) => rows::pool_rows(shape).map(drop)?,
         }
+        Ok(Prepared {
+            saved_bytes: 0,
+            scratch_bytes: 0,
+            algorithm: Plan::NONE,
+        })
     }
 
     fn partials_bytes(&self, shape: Rows) -> usize {

@@ -1,6 +1,6 @@
 //! Launches of kernels/batchnorm.cu: per-channel sums and what batch-norm makes of them.
 
-use super::kernels::{grid, grid2, launch};
+use super::kernels::{grid, grid2, launch, limit};
 use super::memory::{In, NONE, input, output, scratch};
 use super::{Arena, Cuda};
 use crate::device::{Mem, Norm, Rows, Span, Statistics, Sums, Write};
@@ -280,11 +280,10 @@ pub(super) fn contract(
 ) -> Result<()> {
     check(&norm)?;
     let (rows, channels) = (norm.shape.rows as usize, norm.shape.channels as usize);
-    if samples == 0 || !rows.is_multiple_of(samples) || i32::try_from(rows / samples * channels).is_err() {
-        return Err(Error::Internal(format!(
-            "{rows} rows of {channels} channels in {samples} samples"
-        )));
+    if samples == 0 || !rows.is_multiple_of(samples) {
+        return Err(Error::Internal(format!("{rows} rows in {samples} samples")));
     }
+    limit("batch-norm", "values of a sample", rows / samples * channels)?;
     let out = output::<f32>("out", out, samples)?;
     let x = input::<f32>("x", x, norm.shape.len())?;
     let d = input::<f32>("d", d, norm.shape.len())?;

@@ -1,7 +1,7 @@
 //! Launches of kernels/optim.cu and augment.cu.
 
 use super::Cuda;
-use super::kernels::{grid, launch, strided};
+use super::kernels::{grid, launch, limit, strided};
 use super::memory::{Aligned, input, output, scratch};
 use crate::device::{AugmentShape, Mem, StepParams};
 use crate::{Error, Result};
@@ -108,7 +108,8 @@ pub(super) fn augment(
 ) -> Result<()> {
     let (n, c) = (shape.n as usize, shape.c as usize);
     let image = shape.h as usize * shape.w as usize * c;
-    if i32::try_from(image).is_err() || shape.pad < 0 {
+    limit("augmentation", "H·W·C", image)?;
+    if shape.pad < 0 {
         return Err(Error::Internal(format!("augmentation of {shape:?}")));
     }
     let out = output::<f32>("out", out, n * image)?;

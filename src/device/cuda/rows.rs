@@ -1,10 +1,10 @@
 //! Launches of kernels/join.cu and pool.cu.
 
-use super::kernels::{launch, strided};
+use super::kernels::{launch, limit, strided};
 use super::memory::{Aligned, input, mask, optional, output, source, tangent};
 use super::{Arena, Cuda, norm};
+use crate::Result;
 use crate::device::{Epilogue, Mem, PoolShape, Rows, Source, Tangent, Write};
-use crate::{Error, Result};
 
 /// Elements that one thread handles at a time.
 fn width(shape: Rows, operands: &[&dyn Aligned]) -> usize {
@@ -125,15 +125,9 @@ pub(super) fn join_tangent(
     norm::sums(cuda, shape, ty, epilogue.sums)
 }
 
-fn pool_rows(shape: &PoolShape) -> Result<Rows> {
-    if i32::try_from(shape.x_len()).is_err() {
-        let hint = "use a smaller batch or image";
-        return Err(Error::device(
-            "pooling",
-            format!("N·H·W·C = {} exceeds 2^31 - 1", shape.x_len()),
-            hint,
-        ));
-    }
+/// The input of a pooling as rows.
+pub(super) fn pool_rows(shape: &PoolShape) -> Result<Rows> {
+    limit("pooling", "N·H·W·C", shape.x_len())?;
     Ok(Rows {
         rows: shape.n * shape.h * shape.w,
         channels: shape.c,
