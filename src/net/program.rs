@@ -196,6 +196,10 @@ impl Program {
             channels,
             ..
         } = self.values[x];
+        assert!(
+            size <= height.min(width) + 2 * pad,
+            "filters of {name} larger than the padded image"
+        );
         let out = |side: usize| (side + 2 * pad - size) / stride + 1;
         let y = self.store(out(height), out(width), k);
         let weight = self.param(

@@ -541,7 +541,8 @@ fn a_recorded_step_replays_the_same_bits() {
     in_orders(|cuda| {
         let (direct, recorded) = (Step::new(cuda), Step::new(cuda));
         let before = recorded.bits();
-        let mut graph = cuda.capture(|| recorded.run()).expect("capture");
+        // SAFETY: `recorded` holds the arenas and outlives the graph.
+        let mut graph = unsafe { cuda.capture(|| recorded.run()) }.expect("capture");
         assert_eq!(recorded.bits(), before, "recording runs nothing");
         for lr in [0.1, 0.1, 0.0, 0.03] {
             let params = StepParams { lr, ..step_params() };
@@ -559,12 +560,12 @@ fn a_recorded_step_replays_the_same_bits() {
 fn a_failed_recording_leaves_the_device_usable() {
     in_orders(|cuda| {
         let step = Step::new(cuda);
-        let error = cuda
-            .capture(|| Err(Error::Internal("on purpose".into())))
-            .err()
-            .expect("an error");
+        // SAFETY, here and below: nothing is recorded, so there is nothing to outlive.
+        let failed = unsafe { cuda.capture(|| Err(Error::Internal("on purpose".into()))) };
+        let error = failed.err().expect("an error");
         assert!(error.to_string().contains("on purpose"), "{error}");
-        let upload = cuda.capture(|| cuda.upload(step.params.mem(), bytemuck::bytes_of(&step_params())));
+        let params = step_params();
+        let upload = unsafe { cuda.capture(|| cuda.upload(step.params.mem(), bytemuck::bytes_of(&params))) };
         let error = upload
             .err()
             .expect("a replay would read host memory that is gone");

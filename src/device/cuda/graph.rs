@@ -26,7 +26,10 @@ impl Cuda {
     /// Records the operations that `step` asks for, without running them. `step` must not allocate, upload,
     /// download or wait.
     /// No other thread may use the device meanwhile: its operations would be recorded too.
-    pub fn capture(&self, step: impl FnOnce() -> Result<()>) -> Result<Graph> {
+    ///
+    /// # Safety
+    /// - Every arena that the recorded operations use outlives the last [`Graph::launch`].
+    pub unsafe fn capture(&self, step: impl FnOnce() -> Result<()>) -> Result<Graph> {
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         self.stream
             .begin_capture(mode)
