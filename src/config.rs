@@ -205,7 +205,7 @@ pub struct RunConfig {
     #[arg(long, default_value_t = 0.0, help_heading = "Optimizer")]
     pub clip: f64,
 
-    /// auto, cpu, cuda[:N] or emulator
+    /// auto, cpu, cuda, cuda:N or emulator
     #[arg(long, default_value_t = DeviceChoice::Auto, help_heading = "Run")]
     pub device: DeviceChoice,
     /// Number format

@@ -72,7 +72,7 @@ pub enum Slot {
     Meta,
 }
 
-/// Images of a batch, [N,H,W,C].
+/// Images of a batch, `[N,H,W,C]`.
 pub enum Images<'a> {
     /// Bytes, augmented and normalised on the device; ids are the samples' numbers in the dataset.
     Pixels {
@@ -339,7 +339,7 @@ impl<D: Device> Engine<D> {
         self.bytes
     }
 
-    /// The normalised value of every byte: [C][256].
+    /// The normalised value of every byte: `[C][256]`.
     pub fn set_table(&self, table: &[D::Act]) -> Result<()> {
         let bytes: &[u8] = bytemuck::cast_slice(table);
         let region = Region {
@@ -463,7 +463,7 @@ impl<D: Device> Engine<D> {
         self.device.upload(self.step_span(), bytemuck::bytes_of(params))
     }
 
-    /// Logits [n][classes] of the batch in the train slot, with the running statistics.
+    /// Logits `[n][classes]` of the batch in the train slot, with the running statistics.
     pub fn logits(&self) -> Result<Vec<f64>> {
         let pass = self.pass(Slot::Train, self.model.theta(), Statistics::Running);
         self.load_input(Slot::Train, pass.input())?;
@@ -471,7 +471,7 @@ impl<D: Device> Engine<D> {
         self.read_logits()
     }
 
-    /// Logits [n][classes] of the train batch as the last step saw them.
+    /// Logits `[n][classes]` of the train batch as the last step saw them.
     pub fn read_logits(&self) -> Result<Vec<f64>> {
         let pass = self.pass(Slot::Train, self.model.theta(), Statistics::Running);
         let span = pass.output();

@@ -222,8 +222,8 @@ impl SampleWeights {
         }
     }
 
-    /// The file: `id`, `label`, `clean_label` (−1: not known), `pseudo_label` (−1: never seen) i64 [N]; `alpha`, `beta`
-    /// F64 [N].
+    /// The file: `id`, `label`, `clean_label` (−1: not known), `pseudo_label` (−1: never seen) i64 `[N]`; `alpha`, `beta`
+    /// F64 `[N]`.
     pub fn encode(&self) -> TensorFile {
         let n = self.rows.len();
         let mut file = TensorFile::default();

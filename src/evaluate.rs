@@ -41,7 +41,7 @@ pub fn batch_sizes(len: u32, batch: u32) -> Vec<usize> {
         .collect()
 }
 
-/// Class probabilities [n][classes] of a set, with the running statistics. The engine is planned for [`batch_sizes`].
+/// Class probabilities `[n][classes]` of a set, with the running statistics. The engine is planned for [`batch_sizes`].
 ///
 /// # Errors
 /// Those of the dataset and the device.
@@ -105,7 +105,7 @@ pub struct Scores {
 }
 
 impl Scores {
-    /// Scores of probabilities [n][classes] against labels [n].
+    /// Scores of probabilities `[n][classes]` against labels `[n]`.
     pub fn new(probabilities: &[f64], labels: &[i32], classes: usize) -> Self {
         let mut confusion = vec![vec![0u64; classes]; classes];
         let mut loss = 0.0;

@@ -1,7 +1,7 @@
 //! The seam: everything the engine asks of a device, on flat memory and explicit geometry.
 //!
 //! Letters mean one thing everywhere, host and device: N C H W input, K filters, R S taps, P Q output; prefix `d` is the
-//! adjoint (∂ loss / ∂ ·), prefix `t` the tangent (d · / dt along v). Activations are NHWC, filters [K][R][S][C].
+//! adjoint (∂ loss / ∂ ·), prefix `t` the tangent (d · / dt along v). Activations are NHWC, filters `[K][R][S][C]`.
 //!
 //! Two ideas carry the interface:
 //! - **Source**: batch-norm and ReLU are *pending* on a stored tensor until an operation reads it. A [`Source`] is
@@ -32,12 +32,12 @@ pub enum Write {
     Add,
 }
 
-/// relu(A·(x − M) + C), pending on the stored tensor x [rows][C]. Centred, so that a channel whose mean is large beside its
+/// relu(A·(x − M) + C), pending on the stored tensor x `[rows][C]`. Centred, so that a channel whose mean is large beside its
 /// spread loses no digits. Every form of one device computes it alike, so that masks agree bit for bit.
 pub struct Source<'a, A> {
     /// Stored values, `Act`.
     pub x: Span<'a, A>,
-    /// `Real` [3][C]: scale A, shift C, centre M. None: the identity.
+    /// `Real` `[3][C]`: scale A, shift C, centre M. None: the identity.
     pub affine: Option<Span<'a, A>>,
     pub relu: bool,
 }
@@ -46,7 +46,7 @@ pub struct Source<'a, A> {
 pub struct Tangent<'a, A> {
     /// Tangent of the stored values, `Act`. None: zero (the network's input).
     pub tx: Option<Span<'a, A>>,
-    /// `Real` [2][C]: B, D. None: zero.
+    /// `Real` `[2][C]`: B, D. None: zero.
     pub slope: Option<Span<'a, A>>,
 }
 
@@ -58,7 +58,7 @@ pub enum Sums<'a, A> {
     Moments {
         partials: Span<'a, A>,
     },
-    /// (Σ u, Σ u·x̂) with x̂ = (x − mean)·rstd of the stored tensor x; statistics: `Real` [2][C] mean, rstd.
+    /// (Σ u, Σ u·x̂) with x̂ = (x − mean)·rstd of the stored tensor x; statistics: `Real` `[2][C]` mean, rstd.
     Dot {
         x: Span<'a, A>,
         statistics: Span<'a, A>,
@@ -117,7 +117,7 @@ pub struct Prepared<T> {
 pub struct Conv<'a, D: Device> {
     pub shape: &'a ConvShape,
     pub prepared: &'a Prepared<D::Algorithm>,
-    /// Input, [N,H,W,C].
+    /// Input, `[N,H,W,C]`.
     pub x: Source<'a, D::Arena>,
     /// `saved_bytes` bytes.
     pub saved: Mem<'a, D>,
@@ -142,7 +142,7 @@ pub enum Statistics {
     Running,
 }
 
-/// One batch-norm: the stored tensor x [rows][C] it is pending on, and its per-channel values, all `Real` [C].
+/// One batch-norm: the stored tensor x `[rows][C]` it is pending on, and its per-channel values, all `Real` `[C]`.
 pub struct Norm<'a, A> {
     pub shape: Rows,
     pub eps: f64,
@@ -153,11 +153,11 @@ pub struct Norm<'a, A> {
     pub running_mean: Span<'a, A>,
     /// Unbiased: divides by max(count − 1, 1).
     pub running_var: Span<'a, A>,
-    /// [2][C]: mean, rstd = 1/√(biased variance + eps).
+    /// `[2][C]`: mean, rstd = 1/√(biased variance + eps).
     pub statistics: Span<'a, A>,
-    /// [3][C]: A = γ·rstd, C = β, M = mean.
+    /// `[3][C]`: A = γ·rstd, C = β, M = mean.
     pub affine: Span<'a, A>,
-    /// [2][C]: B, D of the tangent or of the adjoint, whichever was computed last.
+    /// `[2][C]`: B, D of the tangent or of the adjoint, whichever was computed last.
     pub slope: Span<'a, A>,
     /// Per-tile sums, [`Device::partials_bytes`] bytes.
     pub partials: Span<'a, A>,
@@ -165,9 +165,9 @@ pub struct Norm<'a, A> {
 
 /// Targets of the cross-entropy.
 pub enum Targets<'a, A> {
-    /// i32 [entries], each in 0..classes.
+    /// i32 `[entries]`, each in 0..classes.
     Hard(Span<'a, A>),
-    /// `Real` [entries][classes], each row summing to 1.
+    /// `Real` `[entries][classes]`, each row summing to 1.
     Soft(Span<'a, A>),
 }
 
@@ -228,7 +228,7 @@ pub trait Device: Sized + Send + Sync + 'static {
 
     // ---- convolution
 
-    /// y [N,P,Q,K] ← conv(x, w) + bias, then the epilogue.
+    /// y `[N,P,Q,K]` ← conv(x, w) + bias, then the epilogue.
     fn conv_forward(
         &self,
         conv: Conv<Self>,
@@ -237,7 +237,7 @@ pub trait Device: Sized + Send + Sync + 'static {
         bias: Option<Mem<Self>>,
         epilogue: Epilogue<Self::Arena>,
     ) -> Result<()>;
-    /// ty [N,P,Q,K] ← conv(tangent of x, w) + conv(x, tw) + tbias in one accumulation, then the epilogue.
+    /// ty `[N,P,Q,K]` ← conv(tangent of x, w) + conv(x, tw) + tbias in one accumulation, then the epilogue.
     #[allow(clippy::too_many_arguments)]
     fn conv_tangent(
         &self,
@@ -249,7 +249,7 @@ pub trait Device: Sized + Send + Sync + 'static {
         tbias: Option<Mem<Self>>,
         epilogue: Epilogue<Self::Arena>,
     ) -> Result<()>;
-    /// d [N,H,W,C], adjoint of the *evaluated* source, ← or += convᵀ(dy, w), then the epilogue.
+    /// d `[N,H,W,C]`, adjoint of the *evaluated* source, ← or += convᵀ(dy, w), then the epilogue.
     fn conv_backward_input(
         &self,
         conv: Conv<Self>,
@@ -259,7 +259,7 @@ pub trait Device: Sized + Send + Sync + 'static {
         w: Mem<Self>,
         epilogue: Epilogue<Self::Arena>,
     ) -> Result<()>;
-    /// dw [K,R,S,C] and dbias [K] ← or += the adjoints of w and bias.
+    /// dw `[K,R,S,C]` and dbias `[K]` ← or += the adjoints of w and bias.
     fn conv_backward_weight(
         &self,
         conv: Conv<Self>,
@@ -268,7 +268,7 @@ pub trait Device: Sized + Send + Sync + 'static {
         write: Write,
         dy: Mem<Self>,
     ) -> Result<()>;
-    /// out [N] += ⟨dy_i, conv(x_i, tw) + tbias⟩: per-sample weight gradients contracted with v, never stored.
+    /// out `[N]` += ⟨dy_i, conv(x_i, tw) + tbias⟩: per-sample weight gradients contracted with v, never stored.
     fn conv_contract(
         &self,
         conv: Conv<Self>,
@@ -301,7 +301,7 @@ pub trait Device: Sized + Send + Sync + 'static {
         dbeta: Mem<Self>,
         write: Write,
     ) -> Result<()>;
-    /// out [samples] += Σ over the sample's rows and channels of d·(tγ·x̂ + tβ), d the masked adjoint. Only exact under `Running`.
+    /// out `[samples]` += Σ over the sample's rows and channels of d·(tγ·x̂ + tβ), d the masked adjoint. Only exact under `Running`.
     #[allow(clippy::too_many_arguments)]
     fn norm_contract(
         &self,
@@ -347,7 +347,7 @@ pub trait Device: Sized + Send + Sync + 'static {
         b: (Source<Self::Arena>, Tangent<Self::Arena>),
         epilogue: Epilogue<Self::Arena>,
     ) -> Result<()>;
-    /// y [N,P,Q,C] ← mean of each window of x.
+    /// y `[N,P,Q,C]` ← mean of each window of x.
     fn pool_forward(&self, shape: PoolShape, y: Mem<Self>, x: Source<Self::Arena>) -> Result<()>;
     /// ty ← mean of each window of x's tangent.
     fn pool_tangent(
@@ -357,7 +357,7 @@ pub trait Device: Sized + Send + Sync + 'static {
         x: Source<Self::Arena>,
         tx: Tangent<Self::Arena>,
     ) -> Result<()>;
-    /// d [N,H,W,C] ← or += dy / (R·S) of its window (0 outside every window), then the epilogue.
+    /// d `[N,H,W,C]` ← or += dy / (R·S) of its window (0 outside every window), then the epilogue.
     fn pool_backward(
         &self,
         shape: PoolShape,
@@ -369,7 +369,7 @@ pub trait Device: Sized + Send + Sync + 'static {
 
     // ---- loss and weights; z, tz, dz are `Act` [entries][classes], losses and weights `Real` [entries]
 
-    /// labels (i32 [entries]) ← argmax of z, the lowest index on ties.
+    /// labels (i32 `[entries]`) ← argmax of z, the lowest index on ties.
     fn pseudo_labels(&self, shape: LossShape, labels: Mem<Self>, z: Mem<Self>) -> Result<()>;
     /// loss ← cross-entropy of softmax(z) against the targets, per entry.
     fn cross_entropy(
@@ -410,7 +410,7 @@ pub trait Device: Sized + Send + Sync + 'static {
 
     /// out ← θ − λ(μ·buf + wd·θ): where momentum and decay alone would take the virtual step.
     fn lookahead(&self, out: Mem<Self>, theta: Mem<Self>, buf: Mem<Self>, step: Mem<Self>) -> Result<()>;
-    /// norm [1] ← √Σg², in fixed order.
+    /// norm `[1]` ← √Σg², in fixed order.
     fn gradient_norm(&self, norm: Mem<Self>, g: Mem<Self>, scratch: Mem<Self>) -> Result<()>;
     /// d = min(1, clip/(norm + 1e-6))·g + wd·θ; buf ← μ·buf + d; θ ← θ − lr·buf. No clipping where clip is 0.
     fn sgd(
@@ -424,7 +424,7 @@ pub trait Device: Sized + Send + Sync + 'static {
 
     // ---- input
 
-    /// out `Act` [N,H,W,C] ← table[c][pixel] of the cropped, mirrored u8 images; ids: u32 [N] sample ids, table: `Act` [C][256].
+    /// out `Act` `[N,H,W,C]` ← `table[c][pixel]` of the cropped, mirrored u8 images; ids: u32 `[N]` sample ids, table: `Act` `[C][256]`.
     fn augment(
         &self,
         shape: AugmentShape,

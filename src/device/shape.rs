@@ -42,17 +42,17 @@ impl ConvShape {
         self.n as usize * self.p() as usize * self.q() as usize
     }
 
-    /// Elements of x, [N,H,W,C].
+    /// Elements of x, `[N,H,W,C]`.
     pub fn x_len(&self) -> usize {
         self.x_rows() * self.c as usize
     }
 
-    /// Elements of y, [N,P,Q,K].
+    /// Elements of y, `[N,P,Q,K]`.
     pub fn y_len(&self) -> usize {
         self.y_rows() * self.k as usize
     }
 
-    /// Elements of w, [K,R,S,C].
+    /// Elements of w, `[K,R,S,C]`.
     pub fn w_len(&self) -> usize {
         self.k as usize * self.taps() * self.c as usize
     }
@@ -68,7 +68,7 @@ impl ConvShape {
     }
 }
 
-/// A tensor as rows of channels: [rows][channels], rows = N·H·W.
+/// A tensor as rows of channels: `[rows][channels]`, rows = N·H·W.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct Rows {
@@ -88,7 +88,7 @@ impl Rows {
     }
 }
 
-/// Average pooling over windows of R×S that do not overlap: [N,H,W,C] -> [N,H/R,W/S,C]. Global: R = H, S = W.
+/// Average pooling over windows of R×S that do not overlap: `[N,H,W,C]` -> `[N,H/R,W/S,C]`. Global: R = H, S = W.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct PoolShape {
@@ -122,7 +122,7 @@ impl PoolShape {
     }
 }
 
-/// Logits: [entries][classes]. An entry is a sample in classification (a pixel in segmentation).
+/// Logits: `[entries][classes]`. An entry is a sample in classification (a pixel in segmentation).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct LossShape {
@@ -130,7 +130,7 @@ pub struct LossShape {
     pub classes: i32,
 }
 
-/// What augmentation does to a batch u8 [N,H,W,C].
+/// What augmentation does to a batch u8 `[N,H,W,C]`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct AugmentShape {

@@ -11,7 +11,7 @@ use crate::layer;
 pub enum Sink<'a, D: Device> {
     /// The gradient of every parameter, in a flat arena of parameter layout: overwritten.
     Gradient(Mem<'a, D>),
-    /// out [n] += ⟨v, ∇f_i⟩, layer by layer; exact under [`Statistics::Running`] only.
+    /// out `[n]` += ⟨v, ∇f_i⟩, layer by layer; exact under [`Statistics::Running`] only.
     Contraction {
         out: Mem<'a, D>,
         /// Flat, parameter layout.
@@ -69,12 +69,12 @@ impl<'a, D: Device> Pass<'a, D> {
         Ok(())
     }
 
-    /// Images, `Act` [N,H,W,C].
+    /// Images, `Act` `[N,H,W,C]`.
     pub fn input(&self) -> Mem<'a, D> {
         self.value(self.program.input())
     }
 
-    /// Logits, `Act` [N][classes].
+    /// Logits, `Act` `[N][classes]`.
     pub fn output(&self) -> Mem<'a, D> {
         self.value(self.program.output())
     }

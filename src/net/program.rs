@@ -25,7 +25,7 @@ pub struct Value {
 /// Where a value lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ValueKind {
-    /// A tensor [N,H,W,C]; `norm` is the batch-norm pending on it, if any.
+    /// A tensor `[N,H,W,C]`; `norm` is the batch-norm pending on it, if any.
     Stored { norm: Option<NormId> },
     /// relu?(norm?(of)).
     Pending {
@@ -40,7 +40,7 @@ pub enum ValueKind {
 pub struct Param {
     /// PyTorch's name.
     pub name: String,
-    /// PyTorch's shape: [K,C,R,S] for a convolution, [K,C] for a linear layer, [C] otherwise.
+    /// PyTorch's shape: `[K,C,R,S]` for a convolution, `[K,C]` for a linear layer, `[C]` otherwise.
     pub shape: Vec<usize>,
     pub role: ParamRole,
 }
@@ -143,7 +143,7 @@ pub struct Program {
 }
 
 impl Program {
-    /// A program whose value 0 is an image [H,W,C].
+    /// A program whose value 0 is an image `[H,W,C]`.
     pub fn new(height: usize, width: usize, channels: usize) -> Self {
         let mut program = Program::default();
         program.store(height, width, channels);
