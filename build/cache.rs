@@ -35,6 +35,18 @@ pub fn key(files: &[PathBuf], other: &[String]) -> Result<u64, String> {
     Ok(hasher.finish())
 }
 
+/// What a compiler says of itself: part of the key, since another version makes other code of the same input.
+pub fn version(compiler: &str) -> Result<String, String> {
+    let output = Command::new(compiler)
+        .arg("--version")
+        .output()
+        .map_err(|e| format!("{compiler} --version: {e}"))?;
+    if !output.status.success() {
+        return Err(format!("{compiler} --version: {}", output.status));
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
 /// Runs the jobs whose product does not exist yet, as many at a time as there are cores.
 pub fn run(jobs: Vec<Job>) -> Result<(), String> {
     let jobs: Vec<_> = jobs

@@ -54,7 +54,10 @@ pub fn build(sources: &[Source], faults: &[Source], out: &Path) -> Result<(), St
 
     let mut headers = cache::files(Path::new("kernels"), &["cuh"])?;
     headers.extend(cache::files(Path::new("kernels/emulator"), &["h"])?);
-    let flags: Vec<String> = FLAGS.iter().map(|f| f.to_string()).collect();
+    let version =
+        cache::version("g++").map_err(|e| format!("the feature `emulator` needs g++ 12 or later: {e}"))?;
+    let mut compilation = vec![version.clone()];
+    compilation.extend(FLAGS.iter().map(|f| f.to_string()));
     let mut jobs = Vec::new();
     for unit in &units {
         let mut inputs = headers.clone();
@@ -71,7 +74,7 @@ pub fn build(sources: &[Source], faults: &[Source], out: &Path) -> Result<(), St
             );
         }
         let name = unit.file_stem().expect("a unit has a name").to_string_lossy();
-        let product = cache::product(out, &format!("{name}.o"), cache::key(&inputs, &flags)?);
+        let product = cache::product(out, &format!("{name}.o"), cache::key(&inputs, &compilation)?);
         let mut command = Command::new("g++");
         command.args(FLAGS).arg("-c").arg(unit);
         jobs.push(Job { command, product });
@@ -83,12 +86,15 @@ pub fn build(sources: &[Source], faults: &[Source], out: &Path) -> Result<(), St
     cache::run(jobs)
         .map_err(|e| format!("building the emulator (feature `emulator`, needs g++ 12 or later):\n{e}"))?;
 
-    let product = cache::product(out, "libcuda.so", cache::key(&[], &names)?);
     let mut command = Command::new("g++");
     command
         .args(["-shared", "-Wl,-soname,libcuda.so", "-Wl,--no-undefined"])
         .args(&objects)
         .arg("-lpthread");
+    // All that the linker is told; the objects' names stand for their contents.
+    let mut link = vec![version];
+    link.extend(command.get_args().map(|a| a.to_string_lossy().into_owned()));
+    let product = cache::product(out, "libcuda.so", cache::key(&[], &link)?);
     cache::run(vec![Job {
         command,
         product: product.clone(),

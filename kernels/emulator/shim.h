@@ -1,4 +1,4 @@
-// CUDA C++ on the CPU: the words of the language that dialect.cuh does not define itself. Under g++ this header (with
+// CUDA C++ on the CPU: those words of the language that the kernels use and dialect.cuh does not define itself. Under g++ this header (with
 // its parts shim_types.h, shim_math.h, shim_warp.h, shim_copy.h, shim_matrix.h) takes the place of nvcc's built-ins.
 // A name that is missing here fails to compile: add it to the part it belongs to.
 #pragma once
@@ -14,15 +14,12 @@
 #define __device__
 #define __host__
 #define __forceinline__ inline __attribute__((always_inline))
-#define __noinline__ __attribute__((noinline))
 #define __launch_bounds__(...)  // read by build.rs, enforced at launch
-#define __align__(n) __attribute__((aligned(n)))
 
 #define threadIdx (::emulator::current_thread->index)
 #define blockIdx (::emulator::current_block->index)
 #define blockDim (::emulator::current_block->dim)
 #define gridDim (::emulator::current_block->grid)
-#define warpSize 32
 
 // Instrumented code is not unrolled: the convolutions would take minutes to compile.
 #if defined(EMULATOR_ADDRESS_SANITIZER) || defined(EMULATOR_THREAD_SANITIZER)
@@ -48,5 +45,3 @@
 
 inline void __syncthreads(EMULATOR_SITE) { emulator::block_barrier(site); }
 inline void spin_pause(EMULATOR_SITE) { emulator::spin_pause(site); }
-inline void __threadfence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
-inline void __threadfence_block() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }

@@ -33,23 +33,6 @@ EMULATOR_HARDWARE inline T shuffle(unsigned mask, T value, int source, const Sit
   return operand.value;
 }
 
-inline int lane_id() { return static_cast<int>(current_thread->lane); }
-
-struct BallotOperand {
-  bool predicate;
-  unsigned result;
-};
-
-EMULATOR_HARDWARE inline void ballot_work(void** operands) {
-  unsigned votes = 0;
-  for (int lane = 0; lane < 32; lane++) {
-    if (operands[lane] != nullptr && static_cast<BallotOperand*>(operands[lane])->predicate) votes |= 1u << lane;
-  }
-  for (int lane = 0; lane < 32; lane++) {
-    if (operands[lane] != nullptr) static_cast<BallotOperand*>(operands[lane])->result = votes;
-  }
-}
-
 // The xor butterfly of dialect.cuh done in one go: the same pairs in the same order, so the same rounding.
 template <class T, T (*combine)(T, T)>
 EMULATOR_HARDWARE void reduce_work(void** operands) {
@@ -74,37 +57,9 @@ inline void __syncwarp(unsigned mask = 0xffffffffu, EMULATOR_SITE) {
 }
 
 template <class T>
-inline T __shfl_sync(unsigned mask, T value, int source, int width = 32, EMULATOR_SITE) {
-  return emulator::shuffle(mask, value, (emulator::lane_id() & ~(width - 1)) | (source & (width - 1)), site);
+inline T __shfl_xor_sync(unsigned mask, T value, int bits, EMULATOR_SITE) {
+  return emulator::shuffle(mask, value, (static_cast<int>(emulator::current_thread->lane) ^ bits) & 31, site);
 }
-
-// The other three: a source outside the segment of `width` lanes leaves the caller's own value.
-template <class T>
-inline T __shfl_xor_sync(unsigned mask, T value, int bits, int width = 32, EMULATOR_SITE) {
-  const int lane = emulator::lane_id(), source = lane ^ bits;
-  return emulator::shuffle(mask, value, source > (lane | (width - 1)) ? lane : source, site);
-}
-
-template <class T>
-inline T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32, EMULATOR_SITE) {
-  const int lane = emulator::lane_id(), source = lane + static_cast<int>(delta);
-  return emulator::shuffle(mask, value, source > (lane | (width - 1)) ? lane : source, site);
-}
-
-template <class T>
-inline T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32, EMULATOR_SITE) {
-  const int lane = emulator::lane_id(), source = lane - static_cast<int>(delta);
-  return emulator::shuffle(mask, value, source < (lane & ~(width - 1)) ? lane : source, site);
-}
-
-EMULATOR_HARDWARE inline unsigned __ballot_sync(unsigned mask, int predicate, EMULATOR_SITE) {
-  emulator::BallotOperand operand{predicate != 0, 0};
-  emulator::warp_collective(mask, emulator::ballot_work, &operand, site);
-  return operand.result;
-}
-
-inline int __any_sync(unsigned mask, int predicate, EMULATOR_SITE) { return __ballot_sync(mask, predicate, site) != 0; }
-inline int __all_sync(unsigned mask, int predicate, EMULATOR_SITE) { return __ballot_sync(mask, !predicate, site) == 0; }
 
 template <class T>
 EMULATOR_HARDWARE inline T warp_sum(T v, EMULATOR_SITE) {
