@@ -3,10 +3,16 @@
 #include "common.cuh"
 
 // Twin of Normalise in src/device/mod.rs, in its order.
-enum Normalise { NORMALISE_RECTIFY, NORMALISE_SOFTMAX, NORMALISE_SIGMOID, NORMALISE_HARD };
+enum Normalise {
+  NORMALISE_RECTIFY,
+  NORMALISE_SOFTMAX,
+  NORMALISE_SIGMOID,
+  NORMALISE_HARD,
+  NORMALISE_RECTIFIED_SIGMOID
+};
 
 // raw = eta·lambda·raw; weights = normalise(raw): rectify r⁺/(sum r⁺ + 1e-10); softmax(r/parameter); sigmoid σ(r)/sum σ(r);
-// hard: softmax(r) with entries <= parameter zeroed
+// hard: softmax(r) with entries <= parameter zeroed; rectified sigmoid σ(r⁺)/(sum σ(r⁺) + 1e-10)
 // weights, raw [entries]; step in device memory
 // grid: one block of 1024; a thread owns every 1024th entry
 // entries >= 1
@@ -15,6 +21,7 @@ extern "C" __global__ void __launch_bounds__(1024) weights(float* __restrict__ w
                                                            int normalise, float parameter) {
   const float factor = static_cast<float>(step->eta * step->lambda);
   const bool exponential = normalise == NORMALISE_SOFTMAX || normalise == NORMALISE_HARD;
+  const bool rectified = normalise == NORMALISE_RECTIFY || normalise == NORMALISE_RECTIFIED_SIGMOID;
   const float scale = normalise == NORMALISE_SOFTMAX ? 1.0f / parameter : 1.0f;
   float top = -INFINITY;
   for (Offset i = threadIdx.x; i < entries; i += blockDim.x) {
@@ -24,20 +31,18 @@ extern "C" __global__ void __launch_bounds__(1024) weights(float* __restrict__ w
   top = block_max(top);
   float sum = 0.0f;
   for (Offset i = threadIdx.x; i < entries; i += blockDim.x) {
-    const float r = raw[i];
-    float w;
+    const float r = rectified && raw[i] <= 0.0f ? 0.0f : raw[i];  // a NaN stays one
+    float w = r;
     if (exponential) {
       w = expf(r * scale - top);
-    } else if (normalise == NORMALISE_SIGMOID) {
+    } else if (normalise != NORMALISE_RECTIFY) {
       w = 1.0f / (1.0f + expf(-r));
-    } else {
-      w = r <= 0.0f ? 0.0f : r;  // a NaN stays one
     }
     weights[i] = w;
     sum += w;
   }
   sum = block_sum(sum);
-  const float divisor = normalise == NORMALISE_RECTIFY ? sum + 1e-10f : sum;
+  const float divisor = rectified ? sum + 1e-10f : sum;
   for (Offset i = threadIdx.x; i < entries; i += blockDim.x) {
     const float w = weights[i] / divisor;
     weights[i] = normalise == NORMALISE_HARD && w <= parameter ? 0.0f : w;

@@ -98,7 +98,10 @@ pub struct Comparison {
 
 impl Plan {
     /// Configurations of all runs, by noise, then seed, then method.
-    fn runs(&self) -> Result<Vec<RunConfig>> {
+    ///
+    /// # Errors
+    /// `Config` for the first that cannot be.
+    pub fn runs(&self) -> Result<Vec<RunConfig>> {
         let mut runs = Vec::new();
         for &noise in &self.noise {
             for seed in 0..u64::from(self.seeds) {
@@ -130,13 +133,16 @@ impl Plan {
         (self.base.threads.unwrap_or(cores), Some(1))
     }
 
-    /// Trains everything. `progress` hears of every step (images, None) and of every run's end (0, its summary), from
+    /// Trains everything in [`Plan::runs`]. `progress` hears of every step (images, None) and of every run's end (0, its summary), from
     /// several threads.
     ///
     /// # Errors
     /// The first run's that fails; the others are given up.
-    pub fn run(&self, progress: impl Fn(usize, Option<&Summary>) + Sync) -> Result<Comparison> {
-        let runs = self.runs()?;
+    pub fn run(
+        &self,
+        runs: &[RunConfig],
+        progress: impl Fn(usize, Option<&Summary>) + Sync,
+    ) -> Result<Comparison> {
         let (side_by_side, threads) = self.side_by_side();
         let side_by_side = side_by_side.min(runs.len()).max(1);
         let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));

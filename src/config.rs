@@ -271,6 +271,18 @@ impl RunConfig {
         let last = self.epochs.saturating_sub(1);
         let warm_up = *self.warm_up.get_or_insert(DEFAULT_WARM_UP.min(last));
         self.check()?;
+        if self.method == Method::L2rw && matches!(self.weights, Weights::Softmax | Weights::Hard) {
+            return Err(Error::config(
+                "--weights of l2rw",
+                "org or sigmoid",
+                if self.weights == Weights::Hard {
+                    "hard"
+                } else {
+                    "softmax"
+                },
+                "softmax and hard weights are defined over given and pseudo-labels together",
+            ));
+        }
         if self.method.warms_up() && warm_up > last {
             return Err(Error::config(
                 "--warm-up",
@@ -402,6 +414,8 @@ impl RunConfig {
                 Weights::Softmax => Normalise::Softmax {
                     temperature: self.temperature,
                 },
+                // METHOD 2.4: without the pseudo-label row, raw weights are clamped before the sigmoid.
+                Weights::Sigmoid if self.method == Method::L2rw => Normalise::RectifiedSigmoid,
                 Weights::Sigmoid => Normalise::Sigmoid,
                 Weights::Hard => Normalise::Hard {
                     threshold: self.threshold,

@@ -34,6 +34,8 @@ impl Schedule {
 
 #[cfg(test)]
 mod tests {
+    use approx::{assert_abs_diff_eq, assert_relative_eq};
+
     use super::*;
 
     /// Values of PyTorch's CosineAnnealingLR(T_max = 4) at lr 0.15.
@@ -48,7 +50,7 @@ mod tests {
             0.0,
         ];
         for (epoch, expected) in (0..).zip(expected) {
-            assert!((at(epoch) - expected).abs() < 1e-15, "{epoch}: {}", at(epoch));
+            assert_abs_diff_eq!(at(epoch), expected, epsilon = 1e-15);
         }
         assert_eq!(Schedule::Cosine.at(0.3, 0, 1, &[]), 0.3);
     }
@@ -58,7 +60,7 @@ mod tests {
         let at = |epoch| Schedule::Step.at(0.02, epoch, 300, &[250, 150]);
         assert_eq!([0, 149].map(at), [0.02; 2]);
         for (epoch, expected) in [(150, 0.002), (249, 0.002), (250, 0.0002), (299, 0.0002)] {
-            assert!((at(epoch) - expected).abs() < 1e-18, "{epoch}: {}", at(epoch));
+            assert_relative_eq!(at(epoch), expected, max_relative = 1e-15);
         }
         assert_eq!(Schedule::Step.at(0.02, 7, 9, &[]), 0.02);
     }

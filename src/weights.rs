@@ -122,7 +122,20 @@ pub fn build<D: Device>(
 pub fn restore<D: Device>(device: &D, model: &Model<D>, path: &Path, file: &TensorFile) -> Result<()> {
     restore_flat(device, model, &model.params, path, file, "")?;
     for (index, (name, channels)) in model.running_names().into_iter().enumerate() {
-        model.write_running(device, index, &finite(file, path, &name, &[channels])?)?;
+        let values = finite(file, path, &name, &[channels])?;
+        if name.ends_with("var")
+            && let Some(bad) = values.iter().find(|v| **v < 0.0)
+        {
+            let what = format!("tensor {name}");
+            return Err(Error::data(
+                path,
+                what,
+                "variances, 0 or more",
+                bad.to_string(),
+                "",
+            ));
+        }
+        model.write_running(device, index, &values)?;
     }
     Ok(())
 }

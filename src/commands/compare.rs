@@ -1,7 +1,6 @@
 //! `l2b compare`.
 
 use std::io::{IsTerminal, Write};
-use std::path::Path;
 use std::time::Duration;
 
 use clap::parser::ValueSource;
@@ -113,10 +112,12 @@ pub fn run(args: &CompareArgs, out: &mut impl Write) -> Result<()> {
         noise,
         seeds: args.seeds,
     };
-    let count = plan.methods.len() * plan.noise.len() * plan.seeds as usize;
+    let runs = plan.runs()?;
+    // Before the first run: a folder that cannot be written should cost nothing.
+    let folder = NewFolder::create(&target)?;
 
-    let bar = progress_bar(per_epoch * u64::from(resolved.epochs) * count as u64);
-    let comparison = plan.run(|images, finished| {
+    let bar = progress_bar(per_epoch * u64::from(resolved.epochs) * runs.len() as u64);
+    let comparison = plan.run(&runs, |images, finished| {
         bar.inc(images as u64);
         if let Some(summary) = finished {
             if bar.is_hidden() {
@@ -128,15 +129,14 @@ pub fn run(args: &CompareArgs, out: &mut impl Write) -> Result<()> {
     });
     bar.finish_and_clear();
     let comparison = comparison?;
-    save(&comparison, &target)?;
+    save(&comparison, folder)?;
     print(
         out,
         &format!("{}\nfolder {}\n", comparison.markdown(), target.display()),
     )
 }
 
-fn save(comparison: &Comparison, target: &Path) -> Result<()> {
-    let folder = NewFolder::create(target)?;
+fn save(comparison: &Comparison, folder: NewFolder) -> Result<()> {
     let json = serde_json::to_string_pretty(comparison).map_err(|e| Error::Internal(e.to_string()))?;
     for (name, text) in [
         ("compare.md", comparison.markdown()),

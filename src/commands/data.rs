@@ -50,6 +50,7 @@ struct NoiseArgs {
     /// Labels file to write; must not exist
     #[arg(long)]
     out: PathBuf,
+    /// Rule by which labels go wrong
     #[arg(long, value_enum, default_value = "uniform")]
     kind: NoiseKind,
     /// Nominal rate, from 0 to 1; some kinds change fewer labels than that
@@ -64,6 +65,7 @@ struct NoiseArgs {
     /// Seed of the choice of clean images
     #[arg(long, default_value_t = 0)]
     meta_seed: u64,
+    /// Split whose labels go wrong
     #[arg(long, default_value = "train")]
     split: String,
 }

@@ -44,7 +44,6 @@ pub fn run(args: &PredictArgs, out: &mut impl Write) -> Result<()> {
     {
         let _ = write!(text, "{id},{}", argmax(p));
         for p in p {
-            // Nine digits name a single-precision number.
             let _ = write!(text, ",{p:.9}");
         }
         text.push('\n');

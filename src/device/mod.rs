@@ -182,6 +182,8 @@ pub enum Normalise {
     Sigmoid,
     /// softmax(r), entries at or below the threshold zeroed, not renormalised.
     Hard { threshold: f64 },
+    /// σ(max(r,0)) / (Σσ(max(r,0)) + 1e-10): sigmoid weights where there is no pseudo-label row.
+    RectifiedSigmoid,
 }
 
 /// Everything the engine asks of a device. `&self`: a device is shared by the threads of a run.

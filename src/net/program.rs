@@ -353,6 +353,14 @@ impl Program {
 
     /// Whether a batch of n can be indexed at all: Error::Config where a tensor would have 2³¹ elements or more.
     pub fn check_batch(&self, n: usize) -> Result<()> {
+        if let Some(param) = self.params.iter().find(|p| p.len() >= i32::MAX as usize) {
+            return Err(Error::config(
+                "model width",
+                "tensors of fewer than 2^31 elements",
+                format!("{} of {}", param.name, param.len()),
+                "",
+            ));
+        }
         let largest = self
             .values
             .iter()

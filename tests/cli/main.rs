@@ -1,5 +1,6 @@
 //! The binary from outside.
 
 mod bench;
+mod readme;
 mod refusals;
 mod runs;

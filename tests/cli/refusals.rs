@@ -80,6 +80,16 @@ fn bad_input_is_refused_by_name_and_leaves_nothing() {
             &["validation", "train"],
         ),
         (&["train", "--meta-split", "test"], 2, &["--meta-split", "test"]),
+        (
+            &["train", "--method", "l2rw", "--weights", "softmax"],
+            2,
+            &["l2rw", "org or sigmoid", "softmax"],
+        ),
+        (
+            &["compare", "--methods", "ce", "--out", "/proc/none/here"],
+            1,
+            &["/proc/none"],
+        ),
         (&["train", "--warm-up", "30"], 2, &["--warm-up", "0 to 29", "30"]),
         (
             &["train", "--inner-product", "contraction"],

@@ -176,7 +176,8 @@ impl<D: Device> Setup<'_, D> {
                 0.5
             };
             let over = |value: &f64, total: f64| value / total;
-            let cases: [(Normalise, Vec<f64>); 4] = [
+            let above_half: Vec<f64> = positive.iter().map(|r| 1.0 / (1.0 + (-r).exp())).collect();
+            let cases: [(Normalise, Vec<f64>); 5] = [
                 (
                     Normalise::Rectify,
                     positive.iter().map(|v| over(v, sum(&positive) + 1e-10)).collect(),
@@ -188,6 +189,13 @@ impl<D: Device> Setup<'_, D> {
                 (
                     Normalise::Sigmoid,
                     sigmoid.iter().map(|v| over(v, sum(&sigmoid))).collect(),
+                ),
+                (
+                    Normalise::RectifiedSigmoid,
+                    above_half
+                        .iter()
+                        .map(|v| over(v, sum(&above_half) + 1e-10))
+                        .collect(),
                 ),
                 (
                     Normalise::Hard { threshold },

@@ -186,6 +186,11 @@ pub(super) fn weights<T: Float>(
             let sum = sum(&sigmoid);
             set(&|r| sigmoid(r) / sum);
         }
+        Normalise::RectifiedSigmoid => {
+            let sigmoid = |r: f64| sigmoid(positive(r));
+            let sum = sum(&sigmoid) + 1e-10;
+            set(&|r| sigmoid(r) / sum);
+        }
         Normalise::Hard { threshold } => {
             let exp = |r: f64| (r - largest).exp();
             let sum = sum(&exp);

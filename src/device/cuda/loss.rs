@@ -112,6 +112,7 @@ pub(super) fn weights(
         Normalise::Softmax { temperature } => (1, temperature as f32),
         Normalise::Sigmoid => (2, 0.0),
         Normalise::Hard { threshold } => (3, threshold as f32),
+        Normalise::RectifiedSigmoid => (4, 0.0),
     };
     let (grid, len, mode, parameter): (_, i64, i32, f32) = (grid(1, 1024)?, len as i64, mode, parameter);
     // SAFETY: types as in weights.cu; lengths checked above.
