@@ -1,18 +1,19 @@
 //! `l2b meta-step`: one L2B step on a batch given in a file, so that anyone can check the engine against another
 //! implementation. The formats are described in README, "The meta-step file".
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::path::Path;
 
-use safetensors::{Dtype, SafeTensors};
+use safetensors::Dtype;
 use serde::Deserialize;
 
 use crate::arch::{Architecture, ModelName};
-use crate::device::{Device, Element, Normalise, StepParams};
+use crate::device::{Device, Normalise, StepParams};
 use crate::engine::{Engine, EngineOptions, Images, InnerProduct, NormMode, Outcome, Slot, VirtualStep};
 use crate::model::{Init, Model, Tensor};
 use crate::net::{Program, Reuse};
 use crate::step::Objective;
+use crate::tensor_file::{self, Stored};
 use crate::{Error, Result, atomic};
 
 /// Metadata key `l2b` of the input file. Other keys are ignored.
@@ -134,38 +135,35 @@ fn metadata_error(path: &Path, key: &str, expected: &str, found: impl ToString) 
 /// The tensors of a meta-step file, checked as they are taken.
 struct Input<'a> {
     path: &'a Path,
-    tensors: SafeTensors<'a>,
+    tensors: BTreeMap<String, Stored>,
 }
 
 impl Input<'_> {
-    fn get(&self, name: &str, dtype: Dtype, shape: &[usize]) -> Result<&[u8]> {
-        let view = self.tensors.tensor(name).map_err(|_| {
-            Error::data(
+    fn get(&self, name: &str, dtype: Dtype, shape: &[usize]) -> Result<&Stored> {
+        let Some(tensor) = self.tensors.get(name) else {
+            return Err(Error::data(
                 self.path,
                 format!("tensor `{name}`"),
                 format!("{dtype:?} {shape:?}"),
                 "no such tensor",
                 "names are PyTorch's, e.g. layer1.0.bn1.running_mean; momentum buffers are momentum.NAME",
-            )
-        })?;
-        if view.dtype() != dtype || view.shape() != shape {
+            ));
+        };
+        if tensor.dtype != dtype || tensor.shape != shape {
             return Err(Error::data(
                 self.path,
                 format!("tensor `{name}`"),
                 format!("{dtype:?} {shape:?}"),
-                format!("{:?} {:?}", view.dtype(), view.shape()),
+                format!("{:?} {:?}", tensor.dtype, tensor.shape),
                 "",
             ));
         }
-        Ok(view.data())
+        Ok(tensor)
     }
 
     fn floats(&self, name: &str, shape: &[usize]) -> Result<Vec<f64>> {
-        let bytes = self.get(name, Dtype::F32, shape)?;
-        let values: Vec<f64> = bytes
-            .chunks_exact(4)
-            .map(|b| f64::from(f32::from_le_bytes([b[0], b[1], b[2], b[3]])))
-            .collect();
+        let stored = self.get(name, Dtype::F32, shape)?;
+        let values = stored.to_f64().expect("an F32 tensor has values");
         match values.iter().position(|v| !v.is_finite()) {
             None => Ok(values),
             Some(index) => Err(Error::data(
@@ -182,8 +180,8 @@ impl Input<'_> {
     fn count(&self, name: &str) -> Result<usize> {
         let shape = self
             .tensors
-            .tensor(name)
-            .map(|t| t.shape().to_vec())
+            .get(name)
+            .map(|t| t.shape.clone())
             .unwrap_or_default();
         match shape.first() {
             Some(&count) if count > 0 => Ok(count),
@@ -215,7 +213,7 @@ impl Input<'_> {
                 nhwc.extend((0..channels).map(|c| image[c * pixels + pixel]));
             }
         }
-        let bytes = self.get(&labels, Dtype::I64, &[n])?;
+        let bytes = &self.get(&labels, Dtype::I64, &[n])?.bytes;
         let classes = settings.num_classes as i64;
         let labels = bytes
             .chunks_exact(8)
@@ -244,22 +242,9 @@ impl Input<'_> {
 /// # Errors
 /// `Data` names the file, tensor or metadata key that is not as it should be.
 pub fn run<D: Device>(device: D, input: &Path, output: &Path, inner_product: InnerProduct) -> Result<()> {
-    let bytes = std::fs::read(input).map_err(|e| Error::io(input, e))?;
-    let broken = |e: safetensors::SafeTensorError| {
-        Error::data(
-            input,
-            "file",
-            "a safetensors file",
-            e.to_string(),
-            "the file may be cut short",
-        )
-    };
-    let tensors = SafeTensors::deserialize(&bytes).map_err(broken)?;
-    let (_, header) = SafeTensors::read_metadata(&bytes).map_err(broken)?;
-    let settings = header
-        .metadata()
-        .as_ref()
-        .and_then(|m| m.get("l2b"))
+    let (tensors, metadata) = tensor_file::read(input)?;
+    let settings = metadata
+        .get("l2b")
         .ok_or_else(|| Error::data(input, "metadata key `l2b`", "a JSON object", "no such key", ""))?;
     let settings: Settings = serde_json::from_str(settings).map_err(|e| {
         Error::data(
@@ -349,9 +334,9 @@ fn load_model<D: Device>(device: &D, file: &Input, program: Program) -> Result<M
 /// The output file's bytes: floats as F64 where the device computes in f64, else as F32.
 fn encode<D: Device>(engine: &Engine<D>, outcome: &Outcome, settings: &Settings) -> Result<Vec<u8>> {
     let n = outcome.loss_real.len();
-    let mut floats: Vec<(String, Vec<usize>, Vec<f64>)> = Vec::new();
+    let mut tensors = BTreeMap::new();
     let mut put = |name: &str, shape: &[usize], values: Vec<f64>| {
-        floats.push((name.to_owned(), shape.to_vec(), values));
+        tensors.insert(name.to_owned(), Stored::floats::<D::Real>(shape, &values));
     };
     put("logits", &[n, settings.num_classes], engine.read_logits()?);
     put("loss_real", &[n], outcome.loss_real.clone());
@@ -377,28 +362,7 @@ fn encode<D: Device>(engine: &Engine<D>, outcome: &Outcome, settings: &Settings)
             put(&format!("running.{name}"), &tensor.shape, tensor.values);
         }
     }
-
-    let (dtype, size) = match size_of::<D::Real>() {
-        8 => (Dtype::F64, 8),
-        _ => (Dtype::F32, 4),
-    };
-    let pseudo: Vec<u8> = outcome
-        .pseudo_labels
-        .iter()
-        .flat_map(|&label| i64::from(label).to_le_bytes())
-        .collect();
-    let mut tensors = vec![("pseudo_labels".to_owned(), Dtype::I64, vec![n], pseudo)];
-    for (name, shape, values) in floats {
-        let mut bytes = Vec::with_capacity(values.len() * size);
-        for value in values {
-            bytes.extend_from_slice(bytemuck::bytes_of(&D::Real::from_f64(value)));
-        }
-        tensors.push((name, dtype, shape, bytes));
-    }
-    let views = tensors.iter().map(|(name, dtype, shape, bytes)| {
-        let view = safetensors::tensor::TensorView::new(*dtype, shape.clone(), bytes);
-        (name, view.expect("bytes of the tensor's shape"))
-    });
-    safetensors::serialize(views, None::<HashMap<String, String>>)
-        .map_err(|e| Error::Internal(format!("meta-step output: {e}")))
+    let pseudo = outcome.pseudo_labels.iter().map(|&label| i64::from(label));
+    tensors.insert("pseudo_labels".to_owned(), Stored::integers(&[n], pseudo));
+    tensor_file::encode(&tensors, None)
 }

@@ -39,6 +39,47 @@ pub struct TensorFile {
     pub metadata: BTreeMap<String, String>,
 }
 
+/// The bytes of a safetensors file.
+///
+/// # Errors
+/// `Internal` for tensors whose bytes do not fit their shape.
+pub fn encode(
+    tensors: &BTreeMap<String, Stored>,
+    metadata: Option<HashMap<String, String>>,
+) -> Result<Vec<u8>> {
+    let internal = |e: safetensors::SafeTensorError| Error::Internal(format!("safetensors: {e}"));
+    let views: Vec<_> = tensors
+        .iter()
+        .map(|(name, t)| Ok((name, TensorView::new(t.dtype, t.shape.clone(), &t.bytes)?)))
+        .collect::<Result<_, _>>()
+        .map_err(internal)?;
+    safetensors::serialize(views, metadata).map_err(internal)
+}
+
+/// Tensors and metadata of any safetensors file.
+///
+/// # Errors
+/// `Io`; `Data` for a file that is not safetensors.
+pub fn read(path: &Path) -> Result<(BTreeMap<String, Stored>, HashMap<String, String>)> {
+    let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+    let broken = |e: safetensors::SafeTensorError| {
+        let hint = "the file is damaged: restore it from a copy, or write it again";
+        Error::data(path, "file", "a safetensors file", e.to_string(), hint)
+    };
+    let (_, header) = SafeTensors::read_metadata(&bytes).map_err(broken)?;
+    let views = SafeTensors::deserialize(&bytes).map_err(broken)?;
+    let stored = |view: &TensorView| Stored {
+        dtype: view.dtype(),
+        shape: view.shape().to_vec(),
+        bytes: view.data().to_vec(),
+    };
+    let tensors = views
+        .iter()
+        .map(|(name, view)| (name.to_owned(), stored(&view)))
+        .collect();
+    Ok((tensors, header.metadata().clone().unwrap_or_default()))
+}
+
 impl Stored {
     /// Floats in the storage type `T`.
     pub fn floats<T: Element>(shape: &[usize], values: &[f64]) -> Self {
@@ -124,17 +165,9 @@ impl TensorFile {
             .metadata
             .insert(TENSORS_SHA256.into(), self.tensors_sha256());
         sealed.metadata.insert(CHECK.into(), sealed.check());
-        let internal = |e: safetensors::SafeTensorError| Error::Internal(format!("{}: {e}", path.display()));
-        let views: Vec<_> = self
-            .tensors
-            .iter()
-            .map(|(name, t)| Ok((name, TensorView::new(t.dtype, t.shape.clone(), &t.bytes)?)))
-            .collect::<Result<_, _>>()
-            .map_err(internal)?;
         let text = serde_json::to_string(&sealed.metadata).map_err(|e| Error::Internal(e.to_string()))?;
         let metadata = HashMap::from([(METADATA.to_owned(), text)]);
-        let bytes = safetensors::serialize(views, Some(metadata)).map_err(internal)?;
-        atomic::write_file(path, &bytes)
+        atomic::write_file(path, &encode(&self.tensors, Some(metadata))?)
     }
 
     /// Reads a file and compares its hashes. One without our metadata (written by another program) passes unchecked.
@@ -142,7 +175,7 @@ impl TensorFile {
     /// # Errors
     /// `Io`; `Data` for a file that is damaged or not safetensors.
     pub fn load(path: &Path) -> Result<Self> {
-        let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+        let (tensors, mut header) = read(path)?;
         let damaged = |what: &str, expected: &str, found: String| {
             Error::data(
                 path,
@@ -152,20 +185,12 @@ impl TensorFile {
                 "the file is damaged: restore it from a copy, or write it again",
             )
         };
-        let broken = |e: safetensors::SafeTensorError| damaged("file", "a safetensors file", e.to_string());
-        let (_, header) = SafeTensors::read_metadata(&bytes).map_err(broken)?;
-        let views = SafeTensors::deserialize(&bytes).map_err(broken)?;
-        let mut file = TensorFile::default();
-        for (name, view) in views.iter() {
-            let stored = Stored {
-                dtype: view.dtype(),
-                shape: view.shape().to_vec(),
-                bytes: view.data().to_vec(),
-            };
-            file.tensors.insert(name.to_owned(), stored);
-        }
-        if let Some(text) = header.metadata().as_ref().and_then(|m| m.get(METADATA)) {
-            file.metadata = serde_json::from_str(text)
+        let mut file = TensorFile {
+            tensors,
+            metadata: BTreeMap::new(),
+        };
+        if let Some(text) = header.remove(METADATA) {
+            file.metadata = serde_json::from_str(&text)
                 .map_err(|e| damaged("metadata l2b", "a JSON object of strings", e.to_string()))?;
         }
         let checks = [
