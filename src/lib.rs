@@ -5,7 +5,7 @@
 //! - The step: [`step`] reads like the method; [`engine`] is its memory, [`model`] what it learns, [`schedule`] its rates.
 //! - Networks: [`arch`] names them, [`net`] plans them as programs of nodes.
 //! - Devices: [`device`] is the seam; [`random`] the draws that are the same on all of them.
-//! - A run: [`config`] and [`recipe`], [`train`], [`evaluate`], [`epoch_log`], [`run_folder`]; many runs: [`compare`].
+//! - A run: [`config`] and [`recipe`], [`train`], [`evaluate`], [`epoch_log`], [`events`], [`run_folder`]; many runs: [`compare`].
 //! - Files: [`weights`] and checkpoints over [`tensor_file`], written by [`atomic`]; [`meta_step`] for comparison with others.
 //! - The binary: [`commands`]; all errors: [`error`].
 
@@ -20,6 +20,7 @@ pub mod engine;
 pub mod epoch_log;
 pub mod error;
 pub mod evaluate;
+pub mod events;
 mod layer;
 pub mod meta_step;
 pub mod model;

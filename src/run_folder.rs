@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `config.toml` | at the start: the resolved configuration |
 //! | `metrics.jsonl` | one line an epoch, see [`EpochRecord`] |
+//! | `events.out.tfevents.l2b` | the same for TensorBoard, see [`crate::events`] |
 //! | `best.safetensors` | when the test accuracy rises: weights |
 //! | `last.safetensors` | after each epoch: weights |
 //! | `checkpoint.safetensors` | at the start and after each epoch: weights, momentum, counters; the previous one stays as `checkpoint.previous.safetensors` |
@@ -22,6 +23,7 @@ use crate::atomic::{self, NewFolder};
 use crate::config::RunConfig;
 use crate::device::Device;
 use crate::epoch_log::EpochRecord;
+use crate::events;
 use crate::task::Task;
 use crate::tensor_file::TensorFile;
 use crate::train::{State, Trainer, fit_to_task};
@@ -30,6 +32,7 @@ use crate::{Error, Result};
 
 const CONFIG: &str = "config.toml";
 const METRICS: &str = "metrics.jsonl";
+const EVENTS: &str = "events.out.tfevents.l2b";
 const BEST: &str = "best.safetensors";
 const LAST: &str = "last.safetensors";
 const CHECKPOINT: &str = "checkpoint.safetensors";
@@ -183,28 +186,34 @@ impl RunFolder {
             weights.save(&self.file(BEST))?;
         }
         weights.save(&self.file(LAST))?;
-        self.append_metrics(record)?;
+        self.save_metrics(record)?;
         if trainer.is_done() {
             trainer.sample_weights.encode().save(&self.file(SAMPLE_WEIGHTS))?;
         }
         self.save_checkpoint(trainer)
     }
 
-    /// Rewrites the metrics with one line more, without lines of epochs that a resume does again.
-    fn append_metrics(&self, record: &EpochRecord) -> Result<()> {
-        let path = self.file(METRICS);
+    /// Rewrites the metrics with one line more, without lines of epochs that a resume does again, and brings the events
+    /// along.
+    fn save_metrics(&self, record: &EpochRecord) -> Result<()> {
+        let earlier = self.metrics()?;
+        let mut records = earlier.clone();
+        records.retain(|r| r.epoch < record.epoch);
+        let again = records.len() < earlier.len();
+        records.push(record.clone());
         let mut text = String::new();
-        for line in self
-            .metrics()?
-            .iter()
-            .filter(|r| r.epoch < record.epoch)
-            .chain([record])
-        {
-            let line = serde_json::to_string(line).map_err(|e| Error::Internal(format!("{METRICS}: {e}")))?;
+        for record in &records {
+            let line =
+                serde_json::to_string(record).map_err(|e| Error::Internal(format!("{METRICS}: {e}")))?;
             text.push_str(&line);
             text.push('\n');
         }
-        atomic::write_file(&path, text.as_bytes())
+        atomic::write_file(&self.file(METRICS), text.as_bytes())?;
+        if again {
+            events::rewrite(&self.file(EVENTS), &records)
+        } else {
+            events::append(&self.file(EVENTS), record)
+        }
     }
 
     /// All records so far.

@@ -24,6 +24,7 @@ fn train_then_eval_then_predict() {
             "checkpoint.previous.safetensors",
             "checkpoint.safetensors",
             "config.toml",
+            "events.out.tfevents.l2b",
             "last.safetensors",
             "metrics.jsonl",
             "sample_weights.safetensors",
