@@ -351,3 +351,44 @@ fn compare_tabulates_the_same_runs() {
         .collect();
     assert_eq!((realised.len(), realised[0]), (2, realised[1]));
 }
+
+/// The same run through the CUDA kernels: loader, augmentation, steps, evaluation.
+#[cfg(feature = "emulator")]
+#[test]
+fn the_cuda_kernels_train_as_the_cpu_does() {
+    let bench = Bench::new();
+    let options = [
+        "--width",
+        "5",
+        "--blocks",
+        "1,1",
+        "--epochs",
+        "2",
+        "--warm-up",
+        "1",
+        "--pad",
+        "1",
+        "--flip",
+    ];
+    let run = |device: &str| {
+        let words = ["train", "--device", device, "--out", device];
+        bench.ok(&words.iter().chain(&options).copied().collect::<Vec<_>>());
+        records(&bench.path(device))
+    };
+    let (cpu, cuda) = (run("cpu"), run("emulator"));
+    assert_eq!(bench.json("emulator/summary.json")["device"], "emulator");
+    assert_eq!((cpu.len(), cuda.len()), (2, 2));
+    for (cpu, cuda) in cpu.iter().zip(&cuda) {
+        for key in [
+            "train_loss",
+            "objective_loss",
+            "test_loss",
+            "gradient_norm",
+            "train_accuracy",
+        ] {
+            let (cpu, cuda) = (cpu[key].as_f64().unwrap(), cuda[key].as_f64().unwrap());
+            // f32 roundings, grown over 42 steps; a wrong label, crop or weight shows in the second digit.
+            approx::assert_relative_eq!(cpu, cuda, max_relative = 2e-3);
+        }
+    }
+}
