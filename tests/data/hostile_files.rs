@@ -55,7 +55,11 @@ fn manifest_faults_name_the_key() {
             &["mean", "125.3", "u8 / 255"],
         ),
         ("mean = [0.25, 0.5]", "mean = [0.25]", &["mean", "2 values"]),
-        ("std = [0.125, 0.375]", "std = [0.125, 0.0]", &["std", "above 0"]),
+        (
+            "std = [0.125, 0.375]",
+            "std = [0.125, 0.0]",
+            &["std", "from 1e-6"],
+        ),
         ("std = [0.125, 0.375]", "std = [0.125, nan]", &["std", "NaN"]),
         ("std = [0.125, 0.375]", "std = [0.125, -0.1]", &["std", "-0.1"]),
         ("std = [0.125, 0.375]", "std = [0.125, 1e-320]", &["std"]),
@@ -339,7 +343,7 @@ fn packing_refuses_and_leaves_nothing() {
         idx_bytes(&[50, 2, 3], &[9; 300]),
     )
     .unwrap();
-    assert_error(pack(None), 3, &["std", "above 0"]);
+    assert_error(pack(None), 3, &["std", "from 1e-6"]);
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
 }
 
