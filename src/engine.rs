@@ -474,11 +474,7 @@ impl<D: Device> Engine<D> {
     /// Logits `[n][classes]` of the train batch as the last step saw them.
     pub fn read_logits(&self) -> Result<Vec<f64>> {
         let pass = self.pass(Slot::Train, self.model.theta(), Statistics::Running);
-        let span = pass.output();
-        let mut values = vec![D::Act::from_f64(0.0); span.bytes / size_of::<D::Act>()];
-        self.device
-            .download(bytemuck::cast_slice_mut(&mut values), span)?;
-        Ok(values.into_iter().map(Element::to_f64).collect())
+        read::<D>(&self.device, pass.output())
     }
 
     pub(crate) fn entry(&self, slot: Slot, region: impl Fn(&Entries) -> Region) -> Mem<'_, D> {

@@ -402,7 +402,8 @@ fn p7_the_update_descends_the_meta_loss() {
 fn p8_descent_under_the_corrected_bound() {
     let classes = 3;
     let mut program = Program::new(1, 1, 6);
-    program.linear("linear", 0, classes);
+    let x = program.global_pool(0);
+    program.linear("linear", x, classes);
     let (n, m) = (8, 6);
     let (train, val) = (Data::new(1, n, 6, classes), Data::new(2, m, 6, classes));
     let options = EngineOptions {
@@ -465,7 +466,8 @@ fn p8_descent_under_the_corrected_bound() {
 #[test]
 fn p9_no_meta_gradient_no_weights_no_step() {
     let mut program = Program::new(1, 1, 3);
-    program.linear("linear", 0, 2);
+    let x = program.global_pool(0);
+    program.linear("linear", x, 2);
     let model = Model::new(&cpu(), program, Init::Uniform, 3).unwrap();
     let mut engine = Engine::new(cpu(), model, EngineOptions::default(), &[4, 2], Reuse::ByLifetime).unwrap();
     // At θ = 0 both classes have probability ½; one image with both labels pulls equally both ways.

@@ -72,6 +72,10 @@ pub enum Precision {
     F64,
     /// Single precision
     F32,
+    /// Single precision, convolution operands rounded to tf32
+    Tf32,
+    /// Activations and convolution operands in bf16; parameters, statistics and sums in single precision
+    Bf16,
 }
 
 impl Precision {
@@ -80,6 +84,8 @@ impl Precision {
         match self {
             Precision::F64 => "f64",
             Precision::F32 => "f32",
+            Precision::Tf32 => "tf32",
+            Precision::Bf16 => "bf16",
         }
     }
 }
@@ -126,6 +132,12 @@ pub fn with_device<V: Visitor>(
         )),
         (DeviceChoice::Cuda(ordinal), Precision::F32) => visitor.visit(Cuda::new(ordinal as usize)?),
         (DeviceChoice::Emulator, Precision::F32) => visitor.visit(Cuda::emulator()?),
+        (device, Precision::Tf32 | Precision::Bf16) => Err(Error::config(
+            format!("--precision on {device}"),
+            "f32 or f64",
+            precision.name(),
+            "",
+        )),
     }
 }
 

@@ -98,6 +98,8 @@ copy!(Source, Tangent, Sums, Epilogue, Norm, Targets);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Geometry {
     Conv(ConvShape),
+    /// A linear layer, as a convolution of 1×1 images: x, y, their tangents and adjoints are all `Real`.
+    Linear(ConvShape),
     Join(Rows),
     Pool(PoolShape),
 }
@@ -228,7 +230,7 @@ pub trait Device: Sized + Send + Sync + 'static {
     /// Scratch bytes of [`Device::gradient_norm`] over `len` values.
     fn gradient_norm_scratch_bytes(&self, len: usize) -> usize;
 
-    // ---- convolution
+    // ---- convolution; of a node prepared as `Geometry::Linear` every operand is `Real`
 
     /// y `[N,P,Q,K]` ← conv(x, w) + bias, then the epilogue.
     fn conv_forward(
@@ -349,9 +351,9 @@ pub trait Device: Sized + Send + Sync + 'static {
         b: (Source<Self::Arena>, Tangent<Self::Arena>),
         epilogue: Epilogue<Self::Arena>,
     ) -> Result<()>;
-    /// y `[N,P,Q,C]` ← mean of each window of x.
+    /// y, `Real` `[N,P,Q,C]` ← mean of each window of x.
     fn pool_forward(&self, shape: PoolShape, y: Mem<Self>, x: Source<Self::Arena>) -> Result<()>;
-    /// ty ← mean of each window of x's tangent.
+    /// ty, `Real` ← mean of each window of x's tangent.
     fn pool_tangent(
         &self,
         shape: PoolShape,
@@ -359,7 +361,7 @@ pub trait Device: Sized + Send + Sync + 'static {
         x: Source<Self::Arena>,
         tx: Tangent<Self::Arena>,
     ) -> Result<()>;
-    /// d `[N,H,W,C]` ← or += dy / (R·S) of its window (0 outside every window), then the epilogue.
+    /// d `[N,H,W,C]` ← or += dy / (R·S) of its window (0 outside every window), then the epilogue. dy is `Real`.
     fn pool_backward(
         &self,
         shape: PoolShape,
@@ -369,7 +371,7 @@ pub trait Device: Sized + Send + Sync + 'static {
         epilogue: Epilogue<Self::Arena>,
     ) -> Result<()>;
 
-    // ---- loss and weights; z, tz, dz are `Act` [entries][classes], losses and weights `Real` [entries]
+    // ---- loss and weights, all `Real`: z, tz, dz [entries][classes], losses and weights [entries]
 
     /// labels (i32 `[entries]`) ← argmax of z, the lowest index on ties.
     fn pseudo_labels(&self, shape: LossShape, labels: Mem<Self>, z: Mem<Self>) -> Result<()>;

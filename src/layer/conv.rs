@@ -23,7 +23,7 @@ fn args<'p, 'a, D: Device>(pass: &'p Pass<'a, D>, index: usize) -> Args<'p, 'a, 
         Node::Conv {
             x, y, weight, bias, ..
         },
-        Some(Geometry::Conv(shape)),
+        Some(Geometry::Conv(shape) | Geometry::Linear(shape)),
         Some(prepared),
     ) = (&pass.program.nodes[index], &plan.geometry, &plan.prepared)
     else {

@@ -6,4 +6,6 @@ mod program;
 
 pub use pass::{Pass, Sink};
 pub use plan::{Contribution, How, NodePlan, NormPlan, Plan, Reuse};
-pub use program::{Node, NormId, NormLayer, Param, ParamId, ParamRole, Program, Value, ValueId, ValueKind};
+pub use program::{
+    Node, NormId, NormLayer, Param, ParamId, ParamRole, Program, Storage, Value, ValueId, ValueKind,
+};

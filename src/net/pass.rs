@@ -74,7 +74,7 @@ impl<'a, D: Device> Pass<'a, D> {
         self.value(self.program.input())
     }
 
-    /// Logits, `Act` `[N][classes]`.
+    /// Logits, `Real` `[N][classes]`.
     pub fn output(&self) -> Mem<'a, D> {
         self.value(self.program.output())
     }

@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use super::program::{Node, Program, ValueId, ValueKind};
+use super::program::{Node, Program, Storage, ValueId, ValueKind};
 use crate::Result;
 use crate::device::{ALIGN, Device, Geometry, Layout, Prepared, Region, Write};
 
@@ -137,11 +137,17 @@ impl<T: Copy> Plan<T> {
         };
 
         let stored = |id: ValueId| matches!(program.values[id].kind, ValueKind::Stored { .. });
-        let act_bytes = |id: ValueId| program.rows(id, batch).len() * act;
+        let value_bytes = |id: ValueId| {
+            let size = match program.values[id].storage {
+                Storage::Act => act,
+                Storage::Real => real,
+            };
+            program.rows(id, batch).len() * size
+        };
         let values = (0..program.values.len())
             .map(|id| {
                 if stored(id) {
-                    push(act_bytes(id))
+                    push(value_bytes(id))
                 } else {
                     Region::default()
                 }
@@ -179,8 +185,8 @@ impl<T: Copy> Plan<T> {
         }
         let scratch = push(scratch_bytes);
 
-        let mut tangents = tangent_slots(program, &act_bytes);
-        let mut adjoints = adjoint_slots(program, &nodes, &act_bytes);
+        let mut tangents = tangent_slots(program, &value_bytes);
+        let mut adjoints = adjoint_slots(program, &nodes, &value_bytes);
         let pool = layout.bytes();
         let mut bytes = pool;
         for slots in [&mut tangents, &mut adjoints.slots] {

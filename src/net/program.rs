@@ -19,7 +19,18 @@ pub struct Value {
     pub height: usize,
     pub width: usize,
     pub channels: usize,
+    pub storage: Storage,
     pub kind: ValueKind,
+}
+
+/// Number format that a value, its tangent and its adjoint are stored in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Storage {
+    /// [`crate::device::Device::Act`]: everything up to the average pool.
+    Act,
+    /// [`crate::device::Device::Real`]: the average pool's output and the linear layer. They are small, and a logit
+    /// rounded to bf16 would cost the loss more digits than all other activations together.
+    Real,
 }
 
 /// Where a value lives.
@@ -88,7 +99,7 @@ pub struct NormLayer {
 /// One operation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Node {
-    /// y = conv(x, weight) + bias; a linear layer where the image is 1×1.
+    /// y = conv(x, weight) + bias; a linear layer is one of 1×1 on `Real` values.
     Conv {
         x: ValueId,
         y: ValueId,
@@ -146,7 +157,7 @@ impl Program {
     /// A program whose value 0 is an image `[H,W,C]`.
     pub fn new(height: usize, width: usize, channels: usize) -> Self {
         let mut program = Program::default();
-        program.store(height, width, channels);
+        program.store(height, width, channels, Storage::Act);
         program
     }
 
@@ -165,11 +176,12 @@ impl Program {
         self.values[self.output()].channels
     }
 
-    fn store(&mut self, height: usize, width: usize, channels: usize) -> ValueId {
+    fn store(&mut self, height: usize, width: usize, channels: usize, storage: Storage) -> ValueId {
         self.values.push(Value {
             height,
             width,
             channels,
+            storage,
             kind: ValueKind::Stored { norm: None },
         });
         self.values.len() - 1
@@ -201,7 +213,8 @@ impl Program {
             "filters of {name} larger than the padded image"
         );
         let out = |side: usize| (side + 2 * pad - size) / stride + 1;
-        let y = self.store(out(height), out(width), k);
+        self.expect_act(name, x);
+        let y = self.store(out(height), out(width), k, Storage::Act);
         let weight = self.param(
             format!("{name}.weight"),
             vec![k, channels, size, size],
@@ -220,7 +233,7 @@ impl Program {
         y
     }
 
-    /// A linear layer with bias on a 1×1 image; `name`.weight, `name`.bias.
+    /// A linear layer with bias on the 1×1 output of a pool; `name`.weight, `name`.bias.
     pub fn linear(&mut self, name: &str, x: ValueId, k: usize) -> ValueId {
         let Value {
             height,
@@ -229,7 +242,12 @@ impl Program {
             ..
         } = self.values[x];
         assert_eq!((height, width), (1, 1), "linear layer on an image");
-        let y = self.store(1, 1, k);
+        assert_eq!(
+            self.values[x].storage,
+            Storage::Real,
+            "linear layer {name} not behind a pool"
+        );
+        let y = self.store(1, 1, k, Storage::Real);
         let weight = self.param(
             format!("{name}.weight"),
             vec![k, channels],
@@ -283,6 +301,7 @@ impl Program {
     }
 
     fn pend(&mut self, x: ValueId, norm: Option<NormId>, relu: bool) -> ValueId {
+        self.expect_act("batch-norm or ReLU", x);
         self.values.push(Value {
             kind: ValueKind::Pending { of: x, norm, relu },
             ..self.values[x]
@@ -300,7 +319,9 @@ impl Program {
             (right.height, right.width, right.channels),
             "join of two shapes"
         );
-        let y = self.store(left.height, left.width, left.channels);
+        self.expect_act("join", a);
+        self.expect_act("join", b);
+        let y = self.store(left.height, left.width, left.channels, Storage::Act);
         self.nodes.push(Node::Join { a, b, y });
         y
     }
@@ -319,9 +340,14 @@ impl Program {
             channels,
             ..
         } = self.values[x];
-        let y = self.store(height / r, width / s, channels);
+        self.expect_act("pool", x);
+        let y = self.store(height / r, width / s, channels, Storage::Real);
         self.nodes.push(Node::Pool { x, y, r, s });
         y
+    }
+
+    fn expect_act(&self, what: &str, x: ValueId) {
+        assert_eq!(self.values[x].storage, Storage::Act, "{what} behind the pool");
     }
 
     /// Number of learned values.
@@ -402,7 +428,7 @@ impl Program {
                 ..
             } => {
                 let value = &self.values[x];
-                Some(Geometry::Conv(ConvShape {
+                let shape = ConvShape {
                     n: int(n),
                     h: int(value.height),
                     w: int(value.width),
@@ -412,7 +438,11 @@ impl Program {
                     s: int(s),
                     stride: int(stride),
                     pad: int(pad),
-                }))
+                };
+                Some(match value.storage {
+                    Storage::Act => Geometry::Conv(shape),
+                    Storage::Real => Geometry::Linear(shape),
+                })
             }
             Node::Pend { .. } => None,
             Node::Join { y, .. } => Some(Geometry::Join(self.rows(y, n))),

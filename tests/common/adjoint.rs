@@ -239,9 +239,10 @@ impl<D: Device> Setup<'_, D> {
         let device = self.device;
         let random = &mut Random::new(81);
         let [x, tx] = [(); 2].map(|()| self.act(random, shape.x_len()));
-        let dy = self.act(random, shape.y_len());
-        let [x_lent, tx_lent, dy_lent] = [&x, &tx, &dy].map(|v| self.act_lent(v));
-        let (ty, d) = (self.act_room(dy.len()), self.act_room(x.len()));
+        let dy = self.real(random, shape.y_len());
+        let [x_lent, tx_lent] = [&x, &tx].map(|v| self.act_lent(v));
+        let dy_lent = self.real_lent(&dy);
+        let (ty, d) = (self.real_room(dy.len()), self.act_room(x.len()));
         let source = Source {
             x: x_lent.mem(),
             affine: None,
@@ -257,7 +258,7 @@ impl<D: Device> Setup<'_, D> {
         device
             .pool_backward(shape, d.mem(), Write::Set, dy_lent.mem(), Epilogue::none())
             .expect("pool_backward");
-        let (ty, d) = (fetch::<D::Act, D>(device, &ty), fetch::<D::Act, D>(device, &d));
+        let (ty, d) = (fetch::<D::Real, D>(device, &ty), fetch::<D::Act, D>(device, &d));
         self.assert_adjoint(&format!("{shape:?}"), &[(&ty, &dy)], &[(&tx, &d)]);
     }
 }

@@ -1,4 +1,4 @@
-//! Loss, weights and optimizer against the oracle. Logits are `Act`, everything else `Real`.
+//! Loss, weights and optimizer against the oracle. All values are `Real`.
 
 use l2b::device::{Device, LossShape, Normalise, StepParams, Targets};
 
@@ -20,13 +20,13 @@ impl<D: Device> Setup<'_, D> {
             .enumerate()
             .map(|(i, z)| z * if i / classes % 5 == 4 { 300.0 } else { 4.0 })
             .collect();
-        let mut z = rounded::<D::Act>(z);
+        let mut z = rounded::<D::Real>(z);
         // Ties for the largest, in the last two classes.
         if classes > 1 {
             z[len - 1] = 5.0;
             z[len - 2] = 5.0;
         }
-        let tz = self.act(random, len);
+        let tz = self.real(random, len);
         let labels: Vec<i32> = (0..entries).map(|_| random.below(classes) as i32).collect();
         let mut soft = random.range(len, 0.01, 1.0);
         for row in soft.chunks_mut(classes) {
@@ -35,8 +35,8 @@ impl<D: Device> Setup<'_, D> {
         }
         let soft = rounded::<D::Real>(soft);
         let (z_lent, tz_lent) = (
-            reading::<D::Act, D>(device, &z),
-            reading::<D::Act, D>(device, &tz),
+            reading::<D::Real, D>(device, &z),
+            reading::<D::Real, D>(device, &tz),
         );
         let hard_lent = raw(device, &labels);
         let soft_lent = reading::<D::Real, D>(device, &soft);
@@ -99,22 +99,22 @@ impl<D: Device> Setup<'_, D> {
                 &tolerance,
             );
 
-            let dz = writing::<D::Act, D>(device, len);
+            let dz = writing::<D::Real, D>(device, len);
             let first = (targets, weights_lent.mem());
             device
                 .cross_entropy_backward(shape, dz.mem(), z_lent.mem(), first, None)
                 .expect("one term");
             let want = naive::multiply(&spread(&weights), &difference);
-            let got = fetch::<D::Act, D>(device, &dz);
+            let got = fetch::<D::Real, D>(device, &dz);
             assert_close(
                 &format!("{kind} dz of {name}"),
                 &got,
                 &want,
-                16.0 * self.eps,
-                16.0 * self.eps,
+                16.0 * spacing::<D::Real>(),
+                16.0 * spacing::<D::Real>(),
             );
 
-            let dz = writing::<D::Act, D>(device, len);
+            let dz = writing::<D::Real, D>(device, len);
             let second = Some((Targets::Hard(pseudo.mem()), other_lent.mem()));
             device
                 .cross_entropy_backward(shape, dz.mem(), z_lent.mem(), first, second)
@@ -125,13 +125,13 @@ impl<D: Device> Setup<'_, D> {
                 .map(|(p, t)| p - t)
                 .collect();
             let want = naive::add(&want, &naive::multiply(&spread(&other_weights), &to_pseudo));
-            let got = fetch::<D::Act, D>(device, &dz);
+            let got = fetch::<D::Real, D>(device, &dz);
             assert_close(
                 &format!("{kind} dz of two terms of {name}"),
                 &got,
                 &want,
-                32.0 * self.eps,
-                32.0 * self.eps,
+                32.0 * spacing::<D::Real>(),
+                32.0 * spacing::<D::Real>(),
             );
         }
 

@@ -137,7 +137,7 @@ impl<D: Device> Net<D> {
         let pass = self.pass();
         write_act(&self.device, pass.input(), images).unwrap();
         pass.forward().unwrap();
-        read_act(&self.device, pass.output()).unwrap()
+        read::<D>(&self.device, pass.output()).unwrap()
     }
 
     /// Tangent of the logits along v, after `forward`.
@@ -145,13 +145,13 @@ impl<D: Device> Net<D> {
         self.write_flat(&self.v, v);
         let pass = self.pass();
         pass.tangent(self.model.flat(&self.v)).unwrap();
-        read_act(&self.device, pass.output_tangent()).unwrap()
+        read::<D>(&self.device, pass.output_tangent()).unwrap()
     }
 
     /// Gradient of ⟨dz, logits⟩, after `forward`.
     pub fn backward(&self, dz: &[f64]) -> Vec<f64> {
         let pass = self.pass();
-        write_act(&self.device, pass.output_adjoint(), dz).unwrap();
+        write::<D>(&self.device, pass.output_adjoint(), dz).unwrap();
         pass.backward(&Sink::Gradient(self.model.flat(&self.gradient)))
             .unwrap();
         self.read_flat(&self.gradient)
@@ -167,7 +167,7 @@ impl<D: Device> Net<D> {
         .of(&self.contraction);
         self.device.fill(out, 0).unwrap();
         let pass = self.pass();
-        write_act(&self.device, pass.output_adjoint(), dz).unwrap();
+        write::<D>(&self.device, pass.output_adjoint(), dz).unwrap();
         let sink = Sink::Contraction {
             out,
             v: self.model.flat(&self.v),

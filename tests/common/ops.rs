@@ -298,12 +298,12 @@ impl<'a, D: Device> Setup<'a, D> {
         let lent = self.lend(&x);
         let depth = (shape.r * shape.s) as usize;
 
-        let y = writing::<D::Act, D>(device, shape.y_len());
+        let y = writing::<D::Real, D>(device, shape.y_len());
         device
             .pool_forward(shape, y.mem(), lent.source())
             .expect("pool_forward");
         let sizes = naive::pool(&shape, &x.magnitudes().value());
-        let got = fetch::<D::Act, D>(device, &y);
+        let got = fetch::<D::Real, D>(device, &y);
         let want = naive::pool(&shape, &x.value());
         assert_within(
             &format!("y of {name}"),
@@ -318,7 +318,7 @@ impl<'a, D: Device> Setup<'a, D> {
             reading::<D::Act, D>(device, &tx),
             reading::<D::Real, D>(device, &slope),
         );
-        let ty = writing::<D::Act, D>(device, shape.y_len());
+        let ty = writing::<D::Real, D>(device, shape.y_len());
         let tangent = Tangent {
             tx: Some(tx_lent.mem()),
             slope: Some(slope_lent.mem()),
@@ -331,7 +331,7 @@ impl<'a, D: Device> Setup<'a, D> {
             &shape,
             &x.magnitudes().tangent(Some(&abs(&tx)), Some(&abs(&slope))),
         );
-        let got = fetch::<D::Act, D>(device, &ty);
+        let got = fetch::<D::Real, D>(device, &ty);
         assert_within(
             &format!("ty of {name}"),
             &got,
@@ -339,8 +339,8 @@ impl<'a, D: Device> Setup<'a, D> {
             &self.tolerance(depth, &sizes),
         );
 
-        let dy = self.act(random, shape.y_len());
-        let dy_lent = reading::<D::Act, D>(device, &dy);
+        let dy = self.real(random, shape.y_len());
+        let dy_lent = reading::<D::Real, D>(device, &dy);
         let before = self.act(random, x_shape.len());
         for write in [Write::Set, Write::Add] {
             let mut want = naive::pool_input(&shape, &dy);

@@ -132,7 +132,7 @@ impl<T: Float> Device for Cpu<T> {
 
     fn prepare(&self, node: &Geometry) -> Result<Prepared<Algorithm>> {
         let (scratch, algorithm) = match node {
-            Geometry::Conv(shape) => {
+            Geometry::Conv(shape) | Geometry::Linear(shape) => {
                 let plan = Plan::new::<T>(shape, self.threads())?;
                 (plan.scratch_len(shape), Algorithm::Conv(plan))
             }

@@ -289,7 +289,7 @@ impl Device for Cuda {
 
     fn prepare(&self, node: &Geometry) -> Result<Prepared<Plan>> {
         match node {
-            Geometry::Conv(shape) => return conv::prepare(shape),
+            Geometry::Conv(shape) | Geometry::Linear(shape) => return conv::prepare(shape),
             Geometry::Join(shape) => limit("join", "rows", shape.rows as usize)?,
             Geometry::Pool(shape) => rows::pool_rows(shape).map(drop)?,
         }
