@@ -102,12 +102,14 @@ impl Architecture {
         let mut x = net.conv("conv1", net.input(), self.width, 3, 1, 1);
         for (stage, &blocks) in self.blocks.iter().enumerate() {
             let channels = self.width << stage;
+            net.begin_stage();
             for block in 0..blocks {
                 let stride = if stage > 0 && block == 0 { 2 } else { 1 };
                 let name = format!("layer{}.{block}", stage + 1);
                 x = preact_block(&mut net, &name, x, channels, stride);
             }
         }
+        net.begin_head();
         let pooled = net.global_pool(x);
         net.linear("linear", pooled, self.num_classes);
         net

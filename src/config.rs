@@ -9,6 +9,7 @@ use clap::builder::RangedU64ValueParser;
 use clap::{Args, Command, FromArgMatches};
 use serde::{Deserialize, Serialize};
 
+use crate::budget::MetaDepth;
 use crate::data::noise::NoiseKind;
 use crate::device::Normalise;
 use crate::device::choice::{DeviceChoice, Precision};
@@ -145,6 +146,9 @@ pub struct RunConfig {
     #[arg(long, help_heading = "Method")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub meta_batch: Option<u32>,
+    /// Stages whose parameters the meta gradient covers, from the last one on, with the head (0: the head alone), or all
+    #[arg(long, default_value_t = MetaDepth::All, help_heading = "Method")]
+    pub meta_depth: MetaDepth,
     /// Virtual step: the real optimizer's, or plain SGD
     #[arg(long, value_enum, default_value_t = VirtualStep::Momentum, help_heading = "Method")]
     pub virtual_step: VirtualStep,
@@ -392,6 +396,7 @@ impl RunConfig {
                 ));
             }
         }
+        self.meta_depth.check(self.blocks.len())?;
         if self.pad > 1024 {
             return Err(Error::config(
                 "--pad",
@@ -407,6 +412,7 @@ impl RunConfig {
     pub fn engine_options(&self) -> EngineOptions {
         EngineOptions {
             virtual_step: self.virtual_step,
+            meta_depth: self.meta_depth,
             inner_product: self.inner_product,
             norm: self.norm,
             normalise: match self.weights {

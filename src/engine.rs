@@ -5,11 +5,12 @@
 
 use std::collections::BTreeMap;
 
+use crate::budget::MetaDepth;
 use crate::device::{
     AugmentShape, Device, Element, Layout, LossShape, Mem, Normalise, Region, Statistics, StepParams, Targets,
 };
 use crate::model::{Model, read};
-use crate::net::{Pass, Plan, Program, Reuse};
+use crate::net::{Pass, Plan, Program, Reach, Reuse};
 use crate::{Error, Result};
 
 /// Where v = ∇f_val is taken.
@@ -46,6 +47,7 @@ pub enum NormMode {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct EngineOptions {
     pub virtual_step: VirtualStep,
+    pub meta_depth: MetaDepth,
     pub inner_product: InnerProduct,
     pub norm: NormMode,
     pub normalise: Normalise,
@@ -57,6 +59,7 @@ impl Default for EngineOptions {
     fn default() -> Self {
         EngineOptions {
             virtual_step: VirtualStep::Momentum,
+            meta_depth: MetaDepth::All,
             inner_product: InnerProduct::Tangent,
             norm: NormMode::Batch,
             normalise: Normalise::Rectify,
@@ -194,6 +197,10 @@ pub struct Engine<D: Device> {
     pub device: D,
     pub model: Model<D>,
     pub options: EngineOptions,
+    /// The whole network.
+    full: Reach,
+    /// The part that v covers.
+    meta_reach: Reach,
     pub(crate) batches: BTreeMap<usize, Batch<D>>,
     pub(crate) arena: D::Arena,
     /// Flat arenas in parameter layout.
@@ -248,18 +255,20 @@ impl<D: Device> Engine<D> {
         sizes: &[usize],
         reuse: Reuse,
     ) -> Result<Self> {
+        let program = &model.program;
+        let full = Reach::full(program);
+        let meta_reach = options.meta_depth.reach(program)?;
         if options.inner_product == InnerProduct::Contraction
             && options.norm == NormMode::Batch
-            && !model.program.norms.is_empty()
+            && meta_reach.couples_samples(program)
         {
             return Err(Error::config(
                 "inner-product contraction",
-                "frozen statistics, or a network without batch-norm",
+                "frozen statistics, or no batch-norm above the parameters of v",
                 "batch statistics, which couple the samples of a batch",
-                "use --inner-product tangent, or --norm frozen",
+                "use --inner-product tangent, --norm frozen, or --meta-depth 0",
             ));
         }
-        let program = &model.program;
         let (act, real) = (size_of::<D::Act>(), size_of::<D::Real>());
         let mut bytes = 0;
         let mut alloc = |size: usize| -> Result<D::Arena> {
@@ -330,6 +339,8 @@ impl<D: Device> Engine<D> {
             device,
             model,
             options,
+            full,
+            meta_reach,
             bytes,
         })
     }
@@ -433,6 +444,15 @@ impl<D: Device> Engine<D> {
             running_layout: &self.model.running_layout,
             running: self.model.running(),
             statistics,
+            reach: &self.full,
+        }
+    }
+
+    /// The same pass, its derivatives restricted to what v covers.
+    pub(crate) fn within_meta_reach<'a>(&'a self, pass: &Pass<'a, D>) -> Pass<'a, D> {
+        Pass {
+            reach: &self.meta_reach,
+            ..*pass
         }
     }
 

@@ -2,7 +2,8 @@
 //! given label and pseudo-label from their closed form ηλ⟨∇f_val, ∇f_i⟩, by one tangent pass instead of double backprop.
 //!
 //! - Data: [`data`] (shards, noise, clean set, loader), put together for a run by [`task`].
-//! - The step: [`step`] reads like the method; [`engine`] is its memory, [`model`] what it learns, [`schedule`] its rates.
+//! - The step: [`step`] reads like the method; [`engine`] is its memory, [`model`] what it learns, [`schedule`] its rates,
+//!   [`budget`] the meta pass's share.
 //! - Networks: [`arch`] names them, [`net`] plans them as programs of nodes.
 //! - Devices: [`device`] is the seam; [`random`] the draws that are the same on all of them.
 //! - A run: [`config`] and [`recipe`], [`train`], [`evaluate`], [`epoch_log`], [`events`], [`run_folder`]; many runs: [`compare`].
@@ -11,6 +12,7 @@
 
 pub mod arch;
 pub mod atomic;
+pub mod budget;
 pub mod commands;
 pub mod compare;
 pub mod config;

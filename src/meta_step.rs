@@ -8,6 +8,7 @@ use safetensors::Dtype;
 use serde::Deserialize;
 
 use crate::arch::{Architecture, ModelName};
+use crate::budget::MetaDepth;
 use crate::device::{Device, Normalise, StepParams};
 use crate::engine::{Engine, EngineOptions, Images, InnerProduct, NormMode, Outcome, Slot, VirtualStep};
 use crate::model::{Init, Model, Tensor};
@@ -28,6 +29,9 @@ struct Settings {
     num_classes: usize,
     norm: NormMode,
     mode: VirtualStep,
+    /// Absent: the whole network.
+    #[serde(default)]
+    meta_depth: MetaDepth,
     lambda: f64,
     eta: f64,
     lr: f64,
@@ -260,6 +264,15 @@ pub fn run<D: Device>(device: D, input: &Path, output: &Path, inner_product: Inn
     let architecture = settings.architecture();
     // Before the images: no batch can be read for a network that cannot be.
     let program = architecture.program().map_err(|e| e.in_file(input))?;
+    let stages = program.stages.len();
+    settings.meta_depth.check(stages).map_err(|_| {
+        metadata_error(
+            input,
+            "meta_depth",
+            &format!("0 to {stages}, or \"all\""),
+            settings.meta_depth,
+        )
+    })?;
     let train = file.batch("train", &architecture)?;
     let val = file.batch("val", &architecture)?;
     let (n, m) = (train.1.len(), val.1.len());
@@ -267,6 +280,7 @@ pub fn run<D: Device>(device: D, input: &Path, output: &Path, inner_product: Inn
     let model = load_model(&device, &file, program)?;
     let options = EngineOptions {
         virtual_step: settings.mode,
+        meta_depth: settings.meta_depth,
         inner_product,
         norm: settings.norm,
         normalise: settings.normalise(),

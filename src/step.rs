@@ -64,7 +64,7 @@ impl<D: Device> Engine<D> {
         pass.forward()?;
         self.losses(&pass)?;
         if objective.is_meta() {
-            self.inner_products(objective, &pass)?;
+            self.inner_products(objective, &self.within_meta_reach(&pass))?;
             self.device.weights(
                 self.weighed(objective, self.entry(Slot::Train, |e| e.weights)),
                 self.weighed(objective, self.entry(Slot::Train, |e| e.raw)),
@@ -84,7 +84,8 @@ impl<D: Device> Engine<D> {
         self.update()
     }
 
-    /// v ← ∇ mean f_val at θ̂. Leaves θ, momentum and running statistics alone.
+    /// v ← ∇ mean f_val at θ̂, over the parameters that v covers; it stays zero elsewhere. Leaves θ, momentum and running
+    /// statistics alone.
     pub fn meta_gradient(&self) -> Result<()> {
         let theta_hat = match self.options.virtual_step {
             VirtualStep::Plain => self.model.theta(),
@@ -95,7 +96,7 @@ impl<D: Device> Engine<D> {
                 out
             }
         };
-        let pass = self.pass(Slot::Meta, theta_hat, self.statistics(false));
+        let pass = self.within_meta_reach(&self.pass(Slot::Meta, theta_hat, self.statistics(false)));
         self.load_input(Slot::Meta, pass.input())?;
         pass.forward()?;
         let shape = self.loss_shape(Slot::Meta);

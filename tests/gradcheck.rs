@@ -8,8 +8,8 @@ mod network;
 use l2b::device::cpu::Cpu;
 use l2b::device::{Device, Statistics};
 use l2b::model::read;
-use l2b::net::{Program, Reuse};
-use network::{Net, along, dot, finish, post_activation, preact, uniform};
+use l2b::net::{Program, Reach, Reuse};
+use network::{Net, along, dot, finish, post_activation, preact, restricted, uniform};
 
 const BATCH_STATISTICS: Statistics = Statistics::Batch { update: false };
 
@@ -214,5 +214,53 @@ fn lifetimes_are_right_and_nothing_overruns() {
             "{name}"
         );
         assert!(shared.2 <= own.2, "{name}");
+    }
+}
+
+/// Derivatives restricted to the parameters of the nodes from any one on are those of the whole network with v zero
+/// elsewhere, also after passes of the whole network have left their values in memory, and nothing dead is read.
+#[test]
+fn restricted_passes_are_the_whole_ones_with_zeros_elsewhere() {
+    for (name, program) in programs() {
+        for statistics in [BATCH_STATISTICS, Statistics::Running] {
+            let cpu = Cpu::<f64>::new(None).unwrap();
+            let mut net = Net::new(cpu, program.clone(), 3, statistics, Reuse::Isolated, 5);
+            net.forward(&uniform(1, net.image_len()));
+            let v = uniform(2, net.params().len());
+            let u = uniform(3, net.logits_len());
+            let classes = program.classes();
+            let whole = net.backward(&u);
+            for start in 0..program.nodes.len() {
+                let inside = restricted(&program, start, &v);
+                net.reach = Reach::full(&program);
+                let want = net.tangent(&inside);
+                net.reach = Reach::from_node(&program, start);
+                let couples = statistics != Statistics::Running && net.reach.couples_samples(&program);
+                let name = format!("{name} {statistics:?} from node {start}");
+                // Outside its reach v is not even read.
+                let beyond: Vec<f64> = restricted(&program, start, &vec![1.0; v.len()])
+                    .iter()
+                    .zip(&v)
+                    .map(|(inside, v)| if *inside == 1.0 { *v } else { f64::NAN })
+                    .collect();
+                let tz = net.tangent(&beyond);
+                let scale = dot(&want, &want).sqrt();
+                for (got, want) in tz.iter().zip(&want) {
+                    assert!(relative(*got, *want, scale) < 1e-12, "{name}: {got} {want}");
+                }
+                net.write_gradient(&vec![0.0; v.len()]);
+                assert_eq!(net.backward(&u), restricted(&program, start, &whole), "{name}");
+                if !couples {
+                    for (i, got) in net.contract(&u, &beyond).iter().enumerate() {
+                        let row = i * classes..(i + 1) * classes;
+                        let want = dot(&want[row.clone()], &u[row]);
+                        assert!(
+                            relative(*got, want, scale) < 1e-12,
+                            "{name}: sample {i}: {got} {want}"
+                        );
+                    }
+                }
+            }
+        }
     }
 }

@@ -94,7 +94,7 @@ pub(super) fn backward<'a, D: Device>(pass: &Pass<'a, D>, index: usize, sink: &S
                 .conv_contract(a.conv, out, dy, a.weight(v), a.bias(v))?;
         }
     }
-    let Some(contribution) = pass.plan.nodes[index].adjoints[0] else {
+    let Some(contribution) = pass.contribution(index, 0) else {
         return Ok(());
     };
     let How::Write(write) = contribution.how else {

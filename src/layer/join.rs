@@ -32,8 +32,8 @@ pub(super) fn backward<D: Device>(pass: &Pass<D>, index: usize) -> Result<()> {
     let Node::Join { a, b, y } = pass.program.nodes[index] else {
         unreachable!("node {index} is a join")
     };
-    for (input, contribution) in [a, b].into_iter().zip(&pass.plan.nodes[index].adjoints) {
-        let Some(contribution) = *contribution else {
+    for (slot, input) in [a, b].into_iter().enumerate() {
+        let Some(contribution) = pass.contribution(index, slot) else {
             continue;
         };
         let How::Write(write) = contribution.how else {

@@ -21,7 +21,7 @@ pub(super) fn tangent<'a, D: Device>(pass: &Pass<'a, D>, norm: Option<NormId>, v
     let layer = &pass.program.norms[norm];
     pass.device.norm_tangent(
         pass.norm(norm),
-        pass.statistics,
+        pass.tangent_statistics(norm),
         pass.param(v, layer.gamma),
         pass.param(v, layer.beta),
     )
@@ -58,7 +58,7 @@ pub(super) fn backward<'a, D: Device>(pass: &Pass<'a, D>, index: usize, sink: &S
             )?;
         }
     }
-    let Some(contribution) = pass.plan.nodes[index].adjoints[0] else {
+    let Some(contribution) = pass.contribution(index, 0) else {
         return Ok(());
     };
     let How::Write(write) = contribution.how else {

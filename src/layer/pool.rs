@@ -32,7 +32,7 @@ pub(super) fn tangent<D: Device>(pass: &Pass<D>, index: usize) -> Result<()> {
 
 pub(super) fn backward<D: Device>(pass: &Pass<D>, index: usize) -> Result<()> {
     let (shape, x, y) = args(pass, index);
-    let Some(contribution) = pass.plan.nodes[index].adjoints[0] else {
+    let Some(contribution) = pass.contribution(index, 0) else {
         return Ok(());
     };
     let How::Write(write) = contribution.how else {

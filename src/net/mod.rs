@@ -3,9 +3,11 @@
 mod pass;
 mod plan;
 mod program;
+mod reach;
 
 pub use pass::{Pass, Sink};
 pub use plan::{Contribution, How, NodePlan, NormPlan, Plan, Reuse};
 pub use program::{
     Node, NormId, NormLayer, Param, ParamId, ParamRole, Program, Storage, Value, ValueId, ValueKind,
 };
+pub use reach::Reach;

@@ -3,6 +3,7 @@
 
 use super::plan::{Contribution, Plan};
 use super::program::{NormId, ParamId, Program, ValueId, ValueKind};
+use super::reach::Reach;
 use crate::Result;
 use crate::device::{Device, Epilogue, Mem, Norm, Region, Source, Statistics, Sums, Tangent};
 use crate::layer;
@@ -36,6 +37,8 @@ pub struct Pass<'a, D: Device> {
     pub running_layout: &'a [[Region; 2]],
     pub running: Mem<'a, D>,
     pub statistics: Statistics,
+    /// What tangent and backward pass are restricted to. Elsewhere v is not read and no gradient written.
+    pub reach: &'a Reach,
 }
 
 impl<'a, D: Device> Pass<'a, D> {
@@ -49,7 +52,10 @@ impl<'a, D: Device> Pass<'a, D> {
 
     /// Tangent of the logits along v (flat, parameter layout), after [`Pass::forward`].
     pub fn tangent(&self, v: Mem<'a, D>) -> Result<()> {
-        for index in 0..self.program.nodes.len() {
+        for (index, node) in self.program.nodes.iter().enumerate() {
+            if !self.reach.takes(node) {
+                continue;
+            }
             layer::tangent(self, index, v)?;
             for &dead in self.plan.poison_after_tangent(index) {
                 self.device.fill(dead.of(self.arena), 0xff)?;
@@ -60,7 +66,10 @@ impl<'a, D: Device> Pass<'a, D> {
 
     /// From the adjoint of the logits in [`Pass::output_adjoint`], after [`Pass::forward`]; overwrites that adjoint's memory.
     pub fn backward(&self, sink: &Sink<'a, D>) -> Result<()> {
-        for index in (0..self.program.nodes.len()).rev() {
+        for (index, node) in self.program.nodes.iter().enumerate().rev() {
+            if !self.reach.takes(node) {
+                continue;
+            }
             layer::backward(self, index, sink)?;
             for &dead in self.plan.poison_after_backward(index) {
                 self.device.fill(dead.of(self.arena), 0xff)?;
@@ -129,8 +138,28 @@ impl<'a, D: Device> Pass<'a, D> {
             ValueKind::Pending { of, norm, .. } => (of, norm),
         };
         Tangent {
-            tx: (of != self.program.input()).then(|| self.plan.tangents[of].of(self.arena)),
-            slope: norm.map(|norm| self.plan.norms[norm].slope.of(self.arena)),
+            tx: self
+                .reach
+                .moves(of)
+                .then(|| self.plan.tangents[of].of(self.arena)),
+            slope: norm
+                .filter(|_| self.reach.moves(id))
+                .map(|norm| self.plan.norms[norm].slope.of(self.arena)),
+        }
+    }
+
+    /// How the backward pass of a node writes the adjoint of its input number `slot`; None where none is wanted.
+    pub(crate) fn contribution(&self, node: usize, slot: usize) -> Option<Contribution> {
+        let input = self.program.nodes[node].inputs()[slot];
+        self.plan.nodes[node].adjoints[slot].filter(|_| self.reach.moves(input))
+    }
+
+    /// The statistics through which the tangent of norm `id` depends on that of its input: none where that is zero.
+    pub(crate) fn tangent_statistics(&self, id: NormId) -> Statistics {
+        if self.reach.moves(self.program.norms[id].of) {
+            self.statistics
+        } else {
+            Statistics::Running
         }
     }
 

@@ -142,6 +142,18 @@ impl Node {
             Node::Conv { y, .. } | Node::Pend { y, .. } | Node::Join { y, .. } | Node::Pool { y, .. } => y,
         }
     }
+
+    /// The parameters it applies.
+    pub fn params(&self, program: &Program) -> Vec<ParamId> {
+        match *self {
+            Node::Conv { weight, bias, .. } => std::iter::once(weight).chain(bias).collect(),
+            Node::Pend { norm: Some(norm), .. } => {
+                let layer = &program.norms[norm];
+                vec![layer.gamma, layer.beta]
+            }
+            Node::Pend { norm: None, .. } | Node::Join { .. } | Node::Pool { .. } => Vec::new(),
+        }
+    }
 }
 
 /// A network. Built by the methods below, in execution order; the last value is the logits.
@@ -151,6 +163,10 @@ pub struct Program {
     pub params: Vec<Param>,
     pub norms: Vec<NormLayer>,
     pub nodes: Vec<Node>,
+    /// Number of the first node of each stage, in order. The stem, if any, comes before the first.
+    pub stages: Vec<usize>,
+    /// Number of the first node of the head, which follows the last stage.
+    pub head: usize,
 }
 
 impl Program {
@@ -174,6 +190,16 @@ impl Program {
     /// Number of classes: channels of the output.
     pub fn classes(&self) -> usize {
         self.values[self.output()].channels
+    }
+
+    /// What is added next begins a stage.
+    pub fn begin_stage(&mut self) {
+        self.stages.push(self.nodes.len());
+    }
+
+    /// What is added next begins the head.
+    pub fn begin_head(&mut self) {
+        self.head = self.nodes.len();
     }
 
     fn store(&mut self, height: usize, width: usize, channels: usize, storage: Storage) -> ValueId {

@@ -5,7 +5,7 @@ use l2b::Result;
 use l2b::arch::{Architecture, ModelName};
 use l2b::device::{Device, Element, Mem, Region, Statistics};
 use l2b::model::{Init, Model, read, write};
-use l2b::net::{Pass, Plan, Program, Reuse, Sink};
+use l2b::net::{Pass, Plan, Program, Reach, Reuse, Sink};
 use l2b::random::{Purpose, Stream};
 
 /// Values in ±1, a pure function of the seed.
@@ -27,6 +27,8 @@ pub struct Net<D: Device> {
     pub plan: Plan<D::Algorithm>,
     pub arena: D::Arena,
     pub statistics: Statistics,
+    /// The whole network, unless a test restricts it.
+    pub reach: Reach,
     gradient: D::Arena,
     v: D::Arena,
     contraction: D::Arena,
@@ -74,6 +76,7 @@ impl<D: Device> Net<D> {
             v: zeroed(flat),
             contraction: zeroed(batch * real),
             plan,
+            reach: Reach::full(&model.program),
             model,
             statistics,
             device,
@@ -91,6 +94,7 @@ impl<D: Device> Net<D> {
             running_layout: &self.model.running_layout,
             running: self.model.running(),
             statistics: self.statistics,
+            reach: &self.reach,
         }
     }
 
@@ -157,6 +161,11 @@ impl<D: Device> Net<D> {
         self.read_flat(&self.gradient)
     }
 
+    /// What a backward pass finds where it writes.
+    pub fn write_gradient(&self, values: &[f64]) {
+        self.write_flat(&self.gradient, values);
+    }
+
     /// ⟨v, ∇⟨dz_i, logits_i⟩⟩ for each sample i, by contraction, after `forward`.
     pub fn contract(&self, dz: &[f64], v: &[f64]) -> Vec<f64> {
         self.write_flat(&self.v, v);
@@ -197,6 +206,20 @@ pub fn dot(a: &[f64], b: &[f64]) -> f64 {
 /// a + h·b.
 pub fn along(a: &[f64], h: f64, b: &[f64]) -> Vec<f64> {
     a.iter().zip(b).map(|(a, b)| a + h * b).collect()
+}
+
+/// v, zero but for the parameters of the nodes from `start` on.
+pub fn restricted(program: &Program, start: usize, v: &[f64]) -> Vec<f64> {
+    let mut inside = vec![false; program.params.len()];
+    for node in &program.nodes[start..] {
+        node.params(program).into_iter().for_each(|id| inside[id] = true);
+    }
+    let lengths = program.params.iter().zip(inside);
+    let keep = lengths.flat_map(|(param, inside)| std::iter::repeat_n(inside, param.len()));
+    v.iter()
+        .zip(keep)
+        .map(|(&v, keep)| if keep { v } else { 0.0 })
+        .collect()
 }
 
 /// Softmax probabilities [n][classes].
