@@ -1,5 +1,5 @@
 //! Several methods on the same data: for each seed and noise rate, all of them get the same clean set, the same noisy
-//! labels and the same initial weights.
+//! labels and the same initial weights. A method with a meta pass may be there at several budgets.
 
 use std::fmt::Write;
 use std::sync::Mutex;
@@ -7,30 +7,67 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use serde::Serialize;
 
+use crate::budget::MetaDepth;
 use crate::config::{Method, RunConfig};
+use crate::cost::{self, StepCost};
 use crate::device::Device;
 use crate::device::choice::{DeviceChoice, Visitor, resolve, with_device};
 use crate::run_folder::{Summary, prepare, summary};
 use crate::task::Task;
-use crate::train::Trainer;
+use crate::train::{Trainer, architecture};
 use crate::{Error, Result};
 
 /// What to compare.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// Everything but method, noise and seed.
+    /// Everything but method, budget, noise and seed.
     pub base: RunConfig,
     pub methods: Vec<Method>,
+    /// Budgets of the methods with a meta pass, all pairs of these; empty: that of `base`.
+    pub meta_batches: Vec<u32>,
+    pub meta_depths: Vec<MetaDepth>,
     /// Nominal rates.
     pub noise: Vec<f64>,
     /// How many seeds, from `base.seed` on.
     pub seeds: u32,
 }
 
+/// What is trained: a method, and where several budgets are compared one of them.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Variant {
+    pub method: Method,
+    pub meta_batch: Option<u32>,
+    pub meta_depth: Option<MetaDepth>,
+}
+
+impl Variant {
+    /// In words.
+    pub fn name(&self) -> String {
+        let batch = self.meta_batch.map(|m| format!(", m = {m}"));
+        let depth = self.meta_depth.map(|depth| match depth {
+            MetaDepth::All => ", all".to_owned(),
+            MetaDepth::Stages(0) => ", head".to_owned(),
+            MetaDepth::Stages(count) => format!(", last {count}"),
+        });
+        let parts = [batch, depth].map(Option::unwrap_or_default);
+        format!("{}{}", self.method.name(), parts.concat())
+    }
+
+    fn configure(&self, base: &RunConfig) -> RunConfig {
+        RunConfig {
+            method: self.method,
+            meta_batch: self.meta_batch.or(base.meta_batch),
+            meta_depth: self.meta_depth.unwrap_or(base.meta_depth),
+            ..base.clone()
+        }
+    }
+}
+
 /// One run of the comparison.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Row {
-    pub method: Method,
+    /// [`Variant::name`].
+    pub variant: String,
     pub noise: f64,
     #[serde(flatten)]
     pub summary: Summary,
@@ -62,10 +99,12 @@ impl Spread {
     }
 }
 
-/// One method at one noise rate, over the seeds.
+/// One variant at one noise rate, over the seeds.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Cell {
-    pub method: Method,
+    pub variant: String,
+    #[serde(flatten)]
+    pub what: Variant,
     pub noise: f64,
     /// Fraction of wrong labels.
     pub noise_realised: Option<Spread>,
@@ -75,15 +114,23 @@ pub struct Cell {
     pub seconds: Spread,
 }
 
-/// Accuracy of one method less that of another in the last epoch, seed by seed.
+/// Accuracy of one variant less that of another in the last epoch, seed by seed.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Difference {
-    pub method: Method,
-    pub against: Method,
+    pub variant: String,
+    pub against: String,
     pub noise: f64,
     pub last: Spread,
     /// Seeds in which the first is ahead.
     pub ahead: usize,
+}
+
+/// The step of a variant with a meta pass.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Cost {
+    pub variant: String,
+    #[serde(flatten)]
+    pub step: StepCost,
 }
 
 /// All of it, as `compare.json` holds it.
@@ -91,35 +138,82 @@ pub struct Difference {
 pub struct Comparison {
     pub table: Vec<Cell>,
     pub differences: Vec<Difference>,
+    /// Where several budgets are compared.
+    pub costs: Vec<Cost>,
     /// Runs that went on side by side: times are those under this load.
     pub side_by_side: usize,
     pub runs: Vec<Row>,
 }
 
 impl Plan {
-    /// Configurations of all runs, by noise, then seed, then method.
+    /// What is compared, method by method.
+    pub fn variants(&self) -> Vec<Variant> {
+        fn each<T: Copy>(values: &[T]) -> Vec<Option<T>> {
+            if values.is_empty() {
+                vec![None]
+            } else {
+                values.iter().copied().map(Some).collect()
+            }
+        }
+        let mut variants = Vec::new();
+        for &method in &self.methods {
+            if !method.objective().is_meta() {
+                variants.push(Variant {
+                    method,
+                    meta_batch: None,
+                    meta_depth: None,
+                });
+                continue;
+            }
+            for meta_batch in each(&self.meta_batches) {
+                for meta_depth in each(&self.meta_depths) {
+                    variants.push(Variant {
+                        method,
+                        meta_batch,
+                        meta_depth,
+                    });
+                }
+            }
+        }
+        variants
+    }
+
+    /// Configurations of all runs, by noise, then seed, then variant.
     ///
     /// # Errors
     /// `Config` for the first that cannot be.
-    pub fn runs(&self) -> Result<Vec<RunConfig>> {
+    pub fn runs(&self) -> Result<Vec<(Variant, RunConfig)>> {
         let mut runs = Vec::new();
         for &noise in &self.noise {
             for seed in 0..u64::from(self.seeds) {
-                for &method in &self.methods {
-                    let seed = self.base.seed + seed;
-                    runs.push(
-                        RunConfig {
-                            method,
-                            noise: Some(noise),
-                            seed,
-                            ..self.base.clone()
-                        }
-                        .resolve()?,
-                    );
+                for variant in self.variants() {
+                    let config = RunConfig {
+                        noise: Some(noise),
+                        seed: self.base.seed + seed,
+                        ..variant.configure(&self.base)
+                    };
+                    runs.push((variant, config.resolve()?));
                 }
             }
         }
         Ok(runs)
+    }
+
+    /// What a step of each variant with a meta pass costs, one after the other; nothing where budgets are not compared.
+    fn costs(&self, threads: Option<usize>) -> Result<Vec<Cost>> {
+        let variants = self.variants().into_iter();
+        variants
+            .filter(|v| v.meta_batch.is_some() || v.meta_depth.is_some())
+            .map(|variant| {
+                let mut config = variant.configure(&self.base).resolve()?;
+                let task = prepare(&mut config)?;
+                let program = architecture(&config, &task).program()?;
+                Ok(Cost {
+                    variant: variant.name(),
+                    step: cost::measure(&config, program, threads)?,
+                })
+            })
+            .collect()
     }
 
     /// How many runs go on side by side, and the CPU threads of each. Runs are independent, so one thread each wastes
@@ -140,7 +234,7 @@ impl Plan {
     /// The first run's that fails; the others are given up.
     pub fn run(
         &self,
-        runs: &[RunConfig],
+        runs: &[(Variant, RunConfig)],
         progress: impl Fn(usize, Option<&Summary>) + Sync,
     ) -> Result<Comparison> {
         let (side_by_side, threads) = self.side_by_side();
@@ -150,7 +244,9 @@ impl Plan {
         let work = || {
             while !failed.load(Ordering::Relaxed) {
                 let index = next.fetch_add(1, Ordering::Relaxed);
-                let Some(config) = runs.get(index) else { return };
+                let Some((_, config)) = runs.get(index) else {
+                    return;
+                };
                 let result = train(config.clone(), threads, &failed, &progress);
                 failed.fetch_or(result.is_err(), Ordering::Relaxed);
                 done.lock()
@@ -171,59 +267,70 @@ impl Plan {
         done.sort_unstable_by_key(|(index, _)| *index);
         let mut rows = Vec::new();
         for (index, result) in done {
-            let (method, noise) = (runs[index].method, runs[index].noise.unwrap_or(0.0));
+            let (variant, config) = &runs[index];
             rows.push(Row {
-                method,
-                noise,
+                variant: variant.name(),
+                noise: config.noise.unwrap_or(0.0),
                 summary: result?,
             });
         }
-        Ok(self.tabulate(rows, side_by_side))
+        let costs = self.costs(threads)?;
+        Ok(self.tabulate(rows, costs, side_by_side))
     }
 
-    fn tabulate(&self, runs: Vec<Row>, side_by_side: usize) -> Comparison {
+    fn tabulate(&self, runs: Vec<Row>, costs: Vec<Cost>, side_by_side: usize) -> Comparison {
         // In the order of the seeds, which is that of `runs`.
-        let of = |method: Method, noise: f64, get: fn(&Summary) -> f64| -> Vec<f64> {
+        let of = |variant: &Variant, noise: f64, get: fn(&Summary) -> f64| -> Vec<f64> {
+            let name = variant.name();
             runs.iter()
-                .filter(|r| r.method == method && r.noise == noise)
+                .filter(|r| r.variant == name && r.noise == noise)
                 .map(|r| get(&r.summary))
                 .collect()
         };
+        let variants = self.variants();
         let (mut table, mut differences) = (Vec::new(), Vec::new());
         for &noise in &self.noise {
-            for &method in &self.methods {
-                let realised = of(method, noise, |s| s.noise_realised.unwrap_or(f64::NAN));
+            for what in &variants {
+                let realised = of(what, noise, |s| s.noise_realised.unwrap_or(f64::NAN));
                 table.push(Cell {
-                    method,
+                    variant: what.name(),
+                    what: *what,
                     noise,
                     noise_realised: realised
                         .iter()
                         .all(|r| r.is_finite())
                         .then(|| Spread::of(&realised)),
-                    last: Spread::of(&of(method, noise, |s| s.last_accuracy)),
-                    best: Spread::of(&of(method, noise, |s| s.best_accuracy)),
-                    seconds: Spread::of(&of(method, noise, |s| s.seconds)),
+                    last: Spread::of(&of(what, noise, |s| s.last_accuracy)),
+                    best: Spread::of(&of(what, noise, |s| s.best_accuracy)),
+                    seconds: Spread::of(&of(what, noise, |s| s.seconds)),
                 });
             }
-            for &against in self.methods.iter().filter(|&&m| m != Method::L2b) {
-                let first = of(Method::L2b, noise, |s| s.last_accuracy);
+            // L2B, at its first budget, against the other methods; its other budgets against the first.
+            let Some(l2b) = variants.iter().find(|v| v.method == Method::L2b) else {
+                continue;
+            };
+            for other in variants.iter().filter(|v| *v != l2b) {
+                let (variant, against) = if other.method == Method::L2b {
+                    (other, l2b)
+                } else {
+                    (l2b, other)
+                };
+                let first = of(variant, noise, |s| s.last_accuracy);
                 let second = of(against, noise, |s| s.last_accuracy);
                 let paired: Vec<f64> = first.iter().zip(&second).map(|(a, b)| a - b).collect();
-                if !paired.is_empty() {
-                    let (last, ahead) = (Spread::of(&paired), paired.iter().filter(|d| **d > 0.0).count());
-                    differences.push(Difference {
-                        method: Method::L2b,
-                        against,
-                        noise,
-                        last,
-                        ahead,
-                    });
-                }
+                differences.push(Difference {
+                    variant: variant.name(),
+                    against: against.name(),
+                    noise,
+                    last: Spread::of(&paired),
+                    ahead: paired.iter().filter(|d| **d > 0.0).count(),
+                });
             }
         }
         Comparison {
             table,
             differences,
+            costs,
             side_by_side,
             runs,
         }
@@ -291,7 +398,7 @@ impl Comparison {
                 format!("{:.0} %", 100.0 * cell.noise),
                 cell.noise_realised
                     .map_or("-".into(), |r| format!("{:.1} %", 100.0 * r.mean)),
-                cell.method.name().to_owned(),
+                cell.variant.clone(),
                 percent(&cell.last),
                 percent(&cell.best),
                 cell.last.n.to_string(),
@@ -311,10 +418,31 @@ impl Comparison {
             rows.extend(self.differences.iter().map(|d| {
                 vec![
                     format!("{:.0} %", 100.0 * d.noise),
-                    format!("{} − {}", d.method.name(), d.against.name()),
+                    format!("{} − {}", d.variant, d.against),
                     percent(&d.last),
                     format!("{:+.2}", 100.0 * d.last.min),
                     format!("{} of {}", d.ahead, d.last.n),
+                ]
+            }));
+            text = format!("{text}\n{}", table(&rows));
+        }
+        if !self.costs.is_empty() {
+            let mut rows = vec![words(&[
+                "step",
+                "ordinary steps by operations",
+                "measured",
+                "10 to 90 % of windows",
+                "ms",
+            ])];
+            rows.push(words(&["---", "--:", "--:", "--:", "--:"]));
+            rows.extend(self.costs.iter().map(|cost| {
+                let step = &cost.step;
+                vec![
+                    cost.variant.clone(),
+                    format!("{:.3}", step.operations),
+                    format!("{:.3}", step.ratio),
+                    format!("{:.3} to {:.3}", step.ratio_p10, step.ratio_p90),
+                    format!("{:.2}", 1e3 * step.meta_seconds),
                 ]
             }));
             text = format!("{text}\n{}", table(&rows));
@@ -331,9 +459,9 @@ impl Comparison {
     /// One line a run.
     pub fn csv(&self) -> String {
         let mut text =
-            "method,noise,seed,noise_realised,last_accuracy,best_accuracy,best_epoch,seconds,weights_sha256\n".to_owned();
+            "variant,noise,seed,noise_realised,last_accuracy,best_accuracy,best_epoch,seconds,weights_sha256\n".to_owned();
         for Row {
-            method,
+            variant,
             noise,
             summary: s,
         } in &self.runs
@@ -341,14 +469,8 @@ impl Comparison {
             let realised = s.noise_realised.map_or(String::new(), |r| r.to_string());
             let _ = writeln!(
                 text,
-                "{},{noise},{},{realised},{},{},{},{:.3},{}",
-                method.name(),
-                s.seed,
-                s.last_accuracy,
-                s.best_accuracy,
-                s.best_epoch,
-                s.seconds,
-                s.weights_sha256,
+                "\"{variant}\",{noise},{},{realised},{},{},{},{:.3},{}",
+                s.seed, s.last_accuracy, s.best_accuracy, s.best_epoch, s.seconds, s.weights_sha256,
             );
         }
         text

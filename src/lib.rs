@@ -6,7 +6,8 @@
 //!   [`budget`] the meta pass's share.
 //! - Networks: [`arch`] names them, [`net`] plans them as programs of nodes.
 //! - Devices: [`device`] is the seam; [`random`] the draws that are the same on all of them.
-//! - A run: [`config`] and [`recipe`], [`train`], [`evaluate`], [`epoch_log`], [`events`], [`run_folder`]; many runs: [`compare`].
+//! - A run: [`config`] and [`recipe`], [`train`], [`evaluate`], [`epoch_log`], [`events`], [`run_folder`]; many runs: [`compare`],
+//!   with what their steps [`cost`].
 //! - Files: [`weights`] and checkpoints over [`tensor_file`], written by [`atomic`]; [`meta_step`] for comparison with others.
 //! - The binary: [`commands`]; all errors: [`error`].
 
@@ -16,6 +17,7 @@ pub mod budget;
 pub mod commands;
 pub mod compare;
 pub mod config;
+pub mod cost;
 pub mod data;
 pub mod device;
 pub mod engine;

@@ -9,6 +9,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::print;
 use crate::atomic::{self, NewFolder};
+use crate::budget::MetaDepth;
 use crate::compare::{Comparison, Plan};
 use crate::config::Method;
 use crate::recipe::ConfigArgs;
@@ -21,8 +22,10 @@ use crate::{Error, Result};
 pub struct CompareArgs {
     config: ConfigArgs,
     methods: Vec<Method>,
-    /// Empty: the one of the configuration.
+    /// Empty: what the configuration has.
     noise: Vec<f64>,
+    meta_batches: Vec<u32>,
+    meta_depths: Vec<MetaDepth>,
     seeds: u32,
 }
 
@@ -43,6 +46,17 @@ impl Args for CompareArgs {
                     .action(ArgAction::Append)
                     .help("Nominal noise rates, separated by commas")
             })
+            .mut_arg("meta_batch", |arg| {
+                arg.value_delimiter(',')
+                    .action(ArgAction::Append)
+                    .help("Clean images per step, separated by commas: every value with every depth")
+            })
+            .mut_arg("meta_depth", |arg| {
+                arg.value_delimiter(',').action(ArgAction::Append).help(
+                    "Stages that the meta gradient covers with the head, from the last one on (0: the head alone), or all; \
+                     separated by commas",
+                )
+            })
             .mut_arg("seed", |arg| arg.help("First seed"))
             .arg(
                 Arg::new("seeds")
@@ -61,21 +75,13 @@ impl Args for CompareArgs {
 
 impl FromArgMatches for CompareArgs {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
-        let mut methods: Vec<Method> = matches.get_many("method").unwrap_or_default().copied().collect();
-        let mut noise: Vec<f64> = match matches.value_source("noise") {
-            Some(ValueSource::CommandLine) => {
-                matches.get_many("noise").unwrap_or_default().copied().collect()
-            }
-            _ => Vec::new(),
-        };
-        let mut seen = Vec::new();
-        methods.retain(|m| !seen.contains(m) && (seen.push(*m), true).1);
-        let mut seen = Vec::new();
-        noise.retain(|n| !seen.contains(n) && (seen.push(*n), true).1);
+        let methods = matches.get_many("method").unwrap_or_default().copied();
         Ok(CompareArgs {
             config: ConfigArgs::from_arg_matches(matches)?,
-            methods,
-            noise,
+            methods: distinct(methods),
+            noise: listed(matches, "noise"),
+            meta_batches: listed(matches, "meta_batch"),
+            meta_depths: listed(matches, "meta_depth"),
             seeds: matches.get_one("seeds").copied().unwrap_or(1),
         })
     }
@@ -83,6 +89,25 @@ impl FromArgMatches for CompareArgs {
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
         *self = Self::from_arg_matches(matches)?;
         Ok(())
+    }
+}
+
+/// Each value once, in the order of its first.
+fn distinct<T: PartialEq>(values: impl Iterator<Item = T>) -> Vec<T> {
+    let mut seen = Vec::new();
+    for value in values {
+        if !seen.contains(&value) {
+            seen.push(value);
+        }
+    }
+    seen
+}
+
+/// The values of an option on the command line.
+fn listed<T: Copy + PartialEq + Send + Sync + 'static>(matches: &ArgMatches, name: &str) -> Vec<T> {
+    match matches.value_source(name) {
+        Some(ValueSource::CommandLine) => distinct(matches.get_many(name).unwrap_or_default().copied()),
+        _ => Vec::new(),
     }
 }
 
@@ -109,6 +134,8 @@ pub fn run(args: &CompareArgs, out: &mut impl Write) -> Result<()> {
     let plan = Plan {
         base,
         methods: args.methods.clone(),
+        meta_batches: args.meta_batches.clone(),
+        meta_depths: args.meta_depths.clone(),
         noise,
         seeds: args.seeds,
     };

@@ -8,6 +8,7 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::print;
+use crate::budget::{self, MetaDepth};
 use crate::config::RunConfig;
 use crate::device::Device;
 use crate::device::choice::{Visitor, with_device};
@@ -173,9 +174,31 @@ fn progress_bar<D: Device>(trainer: &Trainer<D>) -> ProgressBar {
 
 fn head<D: Device>(device: &D, config: &RunConfig, task: &Task, bytes: usize) -> Result<String> {
     let program = architecture(config, task).program()?;
+    let budget = if config.method.objective().is_meta() {
+        let m = config.meta_batch.unwrap_or(config.batch);
+        format!(
+            "meta    {m} clean images a step, {}; {:.2} ordinary steps by operation count\n",
+            match config.meta_depth {
+                MetaDepth::All => "gradient of the whole network".to_owned(),
+                MetaDepth::Stages(0) => "gradient of the head".to_owned(),
+                MetaDepth::Stages(count) => format!(
+                    "gradient of the last {count} of {} stages and the head",
+                    program.stages.len()
+                ),
+            },
+            budget::operations(
+                &program,
+                config.batch as usize,
+                m as usize,
+                &config.meta_depth.reach(&program)?
+            ),
+        )
+    } else {
+        String::new()
+    };
     Ok(format!(
         "data    {}: {} train, {} clean, {} test images\nlabels  {}\nnetwork width {}, blocks {:?}, {} parameters\n\
-         device  {}, {}, {:.1} MB\n",
+         {budget}device  {}, {}, {:.1} MB\n",
         task.manifest.name,
         task.train.len(),
         task.meta.len(),
