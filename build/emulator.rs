@@ -120,7 +120,8 @@ fn registration(source: &Source) -> String {
     }
     text += "\nstatic const emulator::Kernel kernels[] = {\n";
     for kernel in &source.kernels {
-        text += &format!("    EMULATOR_KERNEL({}, {}),\n", kernel.name, kernel.max_threads);
+        let (name, threads, sm90) = (&kernel.name, &kernel.max_threads, source.sm90());
+        text += &format!("    EMULATOR_KERNEL({name}, {threads}, {sm90}),\n");
     }
     text += "};\nstatic const emulator::Registration registration(kernels);\n";
     text

@@ -2,7 +2,8 @@
 //! that the driver compiles for later ones.
 //!
 //! One translation unit includes every file, each in a namespace of its own (kernels keep their plain names, being
-//! `extern "C"`): one image to load, no device linker, and the headers are parsed once for each architecture.
+//! `extern "C"`): one image to load, no device linker, and the headers are parsed once for each architecture. Files named
+//! `*_sm90.cu` are seen by the pass for sm_90a alone: elsewhere the image lacks their kernels.
 
 use crate::cache::{self, Job};
 use crate::scan::Source;
@@ -103,7 +104,12 @@ fn translation_unit(sources: &[Source]) -> Result<String, String> {
     }
     for source in sources {
         let stem = source.stem();
-        text += &format!("namespace {stem}_cu {{\n#include \"{stem}.cu\"\n}}\n");
+        let include = format!("namespace {stem}_cu {{\n#include \"{stem}.cu\"\n}}\n");
+        text += &if source.sm90() {
+            format!("#ifdef __CUDA_ARCH_FEAT_SM90_ALL\n{include}#endif\n")
+        } else {
+            include
+        };
     }
     Ok(text)
 }

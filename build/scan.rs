@@ -24,6 +24,11 @@ impl Source {
             .to_string_lossy()
             .into_owned()
     }
+
+    /// Whether it is for sm_90a alone (`*_sm90.cu`): no other architecture has what its kernels use.
+    pub fn sm90(&self) -> bool {
+        self.stem().ends_with("_sm90")
+    }
 }
 
 /// All `.cu` files of a folder.

@@ -9,6 +9,8 @@
 //     each array's exact size, fills it with NaN for every block, and checks its bounds under the address sanitizer;
 //   - no `return` before the last barrier or warp operation: predicate instead;
 //   - a warp operation is called by all 32 lanes of a warp, so blocks are a multiple of 32 threads wherever one is used;
+//   - what exists on sm_90a only (below, under that name) is for files called *_sm90.cu, which nvcc compiles for sm_90a
+//     alone and the emulator runs at compute capability 9.0;
 //   - 16-byte accesses go through load_vec / store_vec (alignment is checked in the emulator);
 //   - where host and device must agree bit for bit, write the rounding out (__fmaf_rn, __fmul_rn, __fadd_rn): nvcc
 //     otherwise contracts a * b + c, the emulator never does.
@@ -126,7 +128,147 @@ __device__ __forceinline__ T warp_max(T v) {
 // wait that never ends.
 __device__ __forceinline__ void spin_pause() { __nanosleep(20); }
 
+// ---- sm_90a only, for kernels in files named *_sm90.cu: named barriers, barriers in shared memory, bulk copies of
+// boxes of tensors, matrix products of warpgroups (128 threads, the first a multiple of 128 of the block)
+
+// Dynamic shared memory that begins at a multiple of 1024 bytes, as the 128-byte swizzle wants.
+#define DYN_SMEM_SWIZZLED(name) extern __shared__ __align__(1024) unsigned char name[]
+
+// Meets `threads` threads of the block, a multiple of 32, at barrier 1..15.
+__device__ __forceinline__ void named_barrier(int id, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+// A whole warpgroup changes the registers of its threads to N, down or up.
+template <int N>
+__device__ __forceinline__ void give_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N)); }
+template <int N>
+__device__ __forceinline__ void take_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N)); }
+
+// A barrier in shared memory, 8 bytes: each of its phases ends when it has had `arrivals` arrivals and all bytes that
+// they announced have been copied. Phases have parity 0, 1, 0...
+__device__ __forceinline__ void mbarrier_init(uint64_t* barrier, int arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(smem_address(barrier)), "r"(arrivals) : "memory");
+}
+// By the thread that initialised, before the block's barrier: bulk copies then see it too.
+__device__ __forceinline__ void mbarrier_init_fence() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+__device__ __forceinline__ void mbarrier_invalidate(uint64_t* barrier) {
+  asm volatile("mbarrier.inval.shared::cta.b64 [%0];" ::"r"(smem_address(barrier)) : "memory");
+}
+__device__ __forceinline__ void mbarrier_arrive(uint64_t* barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(smem_address(barrier)) : "memory");
+}
+// Arrives and announces bytes of bulk copies.
+__device__ __forceinline__ void mbarrier_arrive_expect(uint64_t* barrier, uint32_t bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;"
+               ::"r"(smem_address(barrier)), "r"(bytes) : "memory");
+}
+// Waits until the latest phase of this parity has ended; of a fresh barrier, those of parity 1 have.
+__device__ __forceinline__ void mbarrier_wait(uint64_t* barrier, uint32_t parity) {
+  uint32_t ended;
+  do {
+    asm volatile("{.reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p;}"
+                 : "=r"(ended) : "r"(smem_address(barrier)), "r"(parity) : "memory");
+  } while (ended == 0);
+}
+
+// What cuTensorMapEncodeTiled wrote; a kernel takes it as   const __grid_constant__ TensorMap name
+struct alignas(64) TensorMap {
+  uint64_t opaque[16];
+};
+__device__ __forceinline__ void prefetch_tensor_map(const TensorMap& map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
+}
+// Copies the map's box that begins at these coordinates (fastest dimension first; what lies outside of the tensor reads
+// as zero) to shared memory at a multiple of 1024 bytes. One thread asks; `barrier` counts the bytes.
+__device__ __forceinline__ void tensor_copy(void* dst, const TensorMap& map, int c0, int c1, int c2,
+                                            uint64_t* barrier) {
+  asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
+               "[%0], [%1, {%3, %4, %5}], [%2];"
+               ::"r"(smem_address(dst)), "l"(&map), "r"(smem_address(barrier)), "r"(c0), "r"(c1), "r"(c2) : "memory");
+}
+__device__ __forceinline__ void tensor_copy(void* dst, const TensorMap& map, int c0, int c1, int c2, int c3,
+                                            uint64_t* barrier) {
+  asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
+               "[%0], [%1, {%3, %4, %5, %6}], [%2];"
+               ::"r"(smem_address(dst)), "l"(&map), "r"(smem_address(barrier)), "r"(c0), "r"(c1), "r"(c2), "r"(c3)
+               : "memory");
+}
+
+// Between a thread's own writes to shared memory and what bulk copies or wgmma do there afterwards.
+__device__ __forceinline__ void fence_proxy_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+// Before the first product and after every other use of the accumulators. (Naming them keeps the compiler from moving
+// such uses across.)
+template <int M, int R>
+__device__ __forceinline__ void wgmma_fence(float (&d)[M][R]) {
+  UNROLL for (int i = 0; i < M; i++) {
+    UNROLL for (int j = 0; j < R; j++) asm volatile("" : "+f"(d[i][j])::"memory");
+  }
+  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
+// Closes the group of products issued since the last commit.
+__device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+// Waits until at most PENDING of the latest groups are unfinished; accumulators of the others may then be read, and
+// their operands overwritten.
+template <int PENDING, int M, int R>
+__device__ __forceinline__ void wgmma_wait(float (&d)[M][R]) {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
+  UNROLL for (int i = 0; i < M; i++) {
+    UNROLL for (int j = 0; j < R; j++) asm volatile("" : "+f"(d[i][j])::"memory");
+  }
+}
+
+// d [64][2R] (+)= a [64][16] b [16][2R], bf16 operands in shared memory by wgmma_operand, f32 accumulators: register i of
+// thread t holds row 16·(t / 32) + t % 32 / 4 + 8·(i / 2 % 2), column 8·(i / 4) + 2·(t % 4) + i % 2. Called by the whole
+// warpgroup. a lies as [row][depth]; b as [column][depth], or TRANSPOSED_B as [depth][column].
+template <bool TRANSPOSED_B>
+__device__ __forceinline__ void wgmma_bf16(float (&d)[32], uint64_t a, uint64_t b, bool accumulate) {
+  asm volatile("{.reg .pred add; setp.ne.b32 add, %34, 0; wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
+               "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+               "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
+               "%32, %33, add, 1, 1, 0, %35;}"
+               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]),
+                 "+f"(d[6]), "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]),
+                 "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]),
+                 "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]),
+                 "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]),
+                 "+f"(d[30]), "+f"(d[31])
+               : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)), "n"(TRANSPOSED_B ? 1 : 0));
+}
+template <bool TRANSPOSED_B>
+__device__ __forceinline__ void wgmma_bf16(float (&d)[64], uint64_t a, uint64_t b, bool accumulate) {
+  asm volatile("{.reg .pred add; setp.ne.b32 add, %66, 0; wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
+               "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+               "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+               "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+               "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
+               "%64, %65, add, 1, 1, 0, %67;}"
+               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]),
+                 "+f"(d[6]), "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]),
+                 "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]),
+                 "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]),
+                 "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]),
+                 "+f"(d[30]), "+f"(d[31]), "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]),
+                 "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]), "+f"(d[41]),
+                 "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]),
+                 "+f"(d[48]), "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]),
+                 "+f"(d[54]), "+f"(d[55]), "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]),
+                 "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
+               : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)), "n"(TRANSPOSED_B ? 1 : 0));
+}
+
 #endif  // __CUDACC__
+
+// Operand of wgmma under the 128-byte swizzle, from the byte of shared memory where it begins. [row][depth]: rows of 128
+// bytes, 8 in a kilobyte, the next 8 rows `stride` bytes on; depth is passed by in steps of 32 bytes. [depth][column]:
+// 64 columns in 128 bytes, 8 depths in a kilobyte, the next 8 `stride` bytes on, the next 64 columns `leading` bytes on.
+__device__ __forceinline__ uint64_t wgmma_operand(const void* p, uint32_t stride, uint32_t leading = 16) {
+  constexpr uint64_t swizzle_128 = uint64_t{1} << 62;
+  return swizzle_128 | uint64_t{stride >> 4} << 32 | uint64_t{leading >> 4} << 16 | (smem_address(p) >> 4);
+}
 
 // ---- whole-block reductions: same source on both sides. All threads of a one-dimensional block (a multiple of 32) call
 // it and receive the result; the order is fixed (lanes, then warps). Safe to call repeatedly: the leading barrier keeps

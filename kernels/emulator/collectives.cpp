@@ -105,10 +105,14 @@ void Scheduler::warp_collective(uint32_t mask, Collective work, void* operand, S
   }
   finish(*mine, t.warp);
   t.pauses = 0;
-  if (launch_.order.order == Order::random && draw() % 4 == 0) {  // another lane may overtake the last to arrive
-    make_ready(t);
-    run_next(false);
-  }
+  pass(4);  // another lane may overtake the last to arrive
+}
+
+// Lets others go first, in random order and one time out of `chance`.
+void Scheduler::pass(unsigned chance) {
+  if (launch_.order.order != Order::random || draw() % chance != 0) return;
+  make_ready(self());
+  run_next(false);
 }
 
 void Scheduler::finish(WarpOperation& operation, unsigned warp) {
@@ -173,7 +177,7 @@ void Scheduler::cp_async_wait(uint32_t pending) {
 // ---- shared memory
 
 static constexpr size_t static_limit = 48 << 10;  // of ptxas
-static constexpr size_t static_alignment = 16, dynamic_alignment = 128;  // of the dialect
+static constexpr size_t static_alignment = 16, dynamic_alignment = 128, swizzle_alignment = 1024;  // of the dialect
 
 // An array of this size that an earlier launch of this host thread left, or a new one.
 SharedArray Scheduler::take_shared(const void* key, size_t bytes, size_t alignment) {
@@ -213,7 +217,8 @@ void Scheduler::make_shared_memory() {
   drop_spare_shared();
 #endif
   if (block_.dynamic_shared_bytes > 0 && block_.dynamic_shared == nullptr) {
-    shared_.push_back(take_shared(nullptr, block_.dynamic_shared_bytes, dynamic_alignment));
+    const size_t alignment = launch_.kernel->sm90 ? swizzle_alignment : dynamic_alignment;
+    shared_.push_back(take_shared(nullptr, block_.dynamic_shared_bytes, alignment));
     block_.dynamic_shared = reinterpret_cast<unsigned char*>(shared_.back().data);
   }
   for (const SharedArray& array : shared_) clear_shared(array);

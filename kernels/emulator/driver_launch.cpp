@@ -14,6 +14,7 @@
 #include "registry.h"
 #include "scheduler.h"
 #include "stream.h"
+#include "tensor_map.h"
 #include "text.h"
 
 using namespace emulator;
@@ -34,10 +35,25 @@ struct Module {
 
 Function& function_of(Handle handle) { return *static_cast<Function*>(handle); }
 
-using Arguments = std::vector<std::vector<char>>;
+// The value of an argument, aligned for any type.
+class Argument {
+ public:
+  explicit Argument(size_t bytes) : bytes_(bytes), lines_((bytes + sizeof(Line) - 1) / sizeof(Line)) {}
+  char* data() { return lines_.data()->bytes; }
+  const char* data() const { return lines_.data()->bytes; }
+  size_t size() const { return bytes_; }
+
+ private:
+  struct alignas(64) Line {
+    char bytes[64];
+  };
+  size_t bytes_;
+  std::vector<Line> lines_;
+};
+using Arguments = std::vector<Argument>;
 
 // The value of an argument as an address, 0 if it is too short for one.
-uint64_t as_address(const std::vector<char>& value) {
+uint64_t as_address(const Argument& value) {
   uint64_t address = 0;
   if (value.size() == sizeof address) memcpy(&address, value.data(), sizeof address);
   return address;
@@ -45,7 +61,7 @@ uint64_t as_address(const std::vector<char>& value) {
 
 Outcome copy_arguments(const Kernel& kernel, void** given, Arguments& arguments) {
   for (unsigned i = 0; i < kernel.parameter_count; i++) {
-    std::vector<char> value(kernel.parameters[i].size);
+    Argument value(kernel.parameters[i].size);
     void* source = nullptr;
     if (!read_guarded(&source, given + i, sizeof source) || !read_guarded(value.data(), source, value.size())) {
       return {invalid_value, text("kernel %s: argument %u of %u cannot be read: too few arguments?", kernel.name, i,
@@ -73,6 +89,9 @@ Outcome check_arguments(const Kernel& kernel, const Arguments& arguments) {
     } else if (parameter.kind == Kind::integer && value != 0 && find_buffer(address)) {
       return {invalid_value,
               text("kernel %s: argument %u should be an integer, but %p is a device pointer", kernel.name, i, address)};
+    } else if (parameter.kind == Kind::tensor_map) {
+      const std::string fault = check_tensor(*reinterpret_cast<const TensorMap*>(arguments[i].data()));
+      if (!fault.empty()) return {invalid_value, text("kernel %s: argument %u %s", kernel.name, i, fault.c_str())};
     }
   }
   return {};
@@ -155,6 +174,9 @@ DRIVER_API cuModuleGetFunction(Handle* result, Handle module_handle, const char*
   return driver_call("cuModuleGetFunction", [&]() -> Outcome {
     const Kernel* kernel = find_kernel(name);
     if (kernel == nullptr) return {not_found, text("no kernel is called %s", name)};
+    if (kernel->sm90 && (capability_major() != 9 || capability_minor() != 0)) {
+      return {not_found, text("kernel %s is there for sm_90a only", name)};
+    }
     auto& module = *static_cast<Module*>(module_handle);
     const std::lock_guard lock(module.mutex);
     auto& function = module.functions[name];

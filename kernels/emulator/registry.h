@@ -11,7 +11,7 @@
 
 namespace emulator {
 
-enum class Kind : char { pointer, integer, floating, structure };
+enum class Kind : char { pointer, integer, floating, structure, tensor_map };
 
 struct Parameter {
   Kind kind;
@@ -25,6 +25,7 @@ struct Kernel {
   const Parameter* parameters;
   unsigned parameter_count;
   unsigned max_threads;  // of __launch_bounds__; 0 for none
+  bool sm90;             // compiled for sm_90a alone: only there may it use what dialect.cuh has under that name
 };
 
 template <class T>
@@ -40,7 +41,8 @@ constexpr Parameter describe() {
   const Kind kind = std::is_pointer_v<T>          ? Kind::pointer
                     : std::is_floating_point_v<T> ? Kind::floating
                     : std::is_integral_v<T>       ? Kind::integer
-                                                  : Kind::structure;
+                    : std::is_same_v<T, TensorMap> ? Kind::tensor_map
+                                                   : Kind::structure;
   return {kind, sizeof(T), alignof(T), pointee_alignment<T>()};
 }
 
@@ -60,8 +62,11 @@ struct Call<F, void (*)(P...)> {
   }
 };
 
-#define EMULATOR_KERNEL(name, max_threads) \
-  { #name, ::emulator::Call<&name>::call, ::emulator::Call<&name>::parameters, ::emulator::Call<&name>::count, max_threads }
+#define EMULATOR_KERNEL(name, max_threads, sm90)                                                                \
+  {                                                                                                             \
+    #name, ::emulator::Call<&name>::call, ::emulator::Call<&name>::parameters, ::emulator::Call<&name>::count, \
+        max_threads, sm90                                                                                       \
+  }
 
 // A static object of this type in each generated source file enters the file's kernels.
 struct Registration {

@@ -18,6 +18,11 @@ struct dim3 {
   constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
 
+// What cuTensorMapEncodeTiled writes (tensor_map.h); a kernel takes it by value.
+struct alignas(64) TensorMap {
+  uint64_t opaque[16];
+};
+
 namespace emulator {
 
 // Where in the kernel's source a call stands: two threads that meet must stand at the same place. As a default argument
@@ -64,6 +69,26 @@ void* shared_array(const void* key, size_t bytes);
 void cp_async(void* dst, const void* src, uint32_t bytes, bool valid, Site site);
 void cp_async_commit();
 void cp_async_wait(uint32_t pending);
+
+// Of sm_90a (mbarrier.cpp, wgmma.cpp): see dialect.cuh for what each does.
+uint32_t shared_address(const void* p);
+void named_barrier(unsigned id, unsigned threads, Site site);
+void mbarrier_init(uint64_t* barrier, uint32_t arrivals, Site site);
+void mbarrier_invalidate(uint64_t* barrier, Site site);
+void mbarrier_arrive(uint64_t* barrier, uint32_t expected_bytes, Site site);
+void mbarrier_wait(uint64_t* barrier, uint32_t parity, Site site);
+void tensor_copy(void* dst, const TensorMap& map, const int* at, unsigned rank, uint64_t* barrier, Site site);
+
+struct WgmmaOperands {
+  float* accumulators;  // n / 2 registers of the calling thread
+  unsigned n;
+  uint64_t a, b;  // descriptors
+  bool transposed_b, accumulate;
+};
+void wgmma(const WgmmaOperands& operands, Site site);
+void wgmma_fence();
+void wgmma_commit();
+void wgmma_wait(uint32_t pending, Site site);
 
 // Ends the launch with an error that names kernel, block and thread. Does not return: the block's fibers are abandoned.
 [[noreturn]] void fail(const char* format, ...) __attribute__((format(printf, 1, 2)));

@@ -54,12 +54,15 @@ std::string Scheduler::run(const Launch& launch) {
     t.warp = i / 32;
   }
   warps_.resize((threads + 31) / 32);
+  warpgroups_.resize(threads / 128);
   unsigned ring = 1;
   while (ring < threads) ring *= 2;
   ready_.resize(ring);
   // What a fiber may append to is given its size now, so that no allocation falls into a race checker's view.
   shared_.reserve(64);
   spare_shared_.reserve(128);
+  mbarriers_.reserve(most_mbarriers);
+  bulk_copies_.reserve(1024);
   fibers_.reserve(2048);
   idle_.reserve(2048);
 
@@ -123,6 +126,16 @@ void Scheduler::reset_block() {
     t.pauses = 0;
     t.copies.clear();
     t.copy_groups.clear();
+    t.wgmma_groups = 0;
+    t.wgmma_fenced = false;
+  }
+  mbarriers_.clear();
+  bulk_copies_.clear();
+  for (NamedBarrier& barrier : named_barriers_) barrier.arrived = 0;
+  for (Warpgroup& group : warpgroups_) {
+    group.arrived = 0;
+    group.accumulators.clear();
+    group.products.clear();
   }
   for (unsigned w = 0; w < warps_.size(); w++) {
     const unsigned lanes = count - w * 32;
@@ -199,9 +212,13 @@ void Scheduler::run_next(bool finished) {
 #else
   (void)finished;
 #endif
+  if (launch_.order.order == Order::random && !bulk_copies_.empty() && draw() % 4 == 0) complete_a_copy();
   ThreadState* next = take_ready();
+  // Forward order copies as late as possible: when nobody can go on without it.
+  while (next == nullptr && exited_ < threads_.size() && complete_a_copy()) next = take_ready();
   if (next == nullptr) {
     if (exited_ < threads_.size()) report_deadlock();
+    if (!bulk_copies_.empty()) fail("the block ended while %zu bulk copies were under way", bulk_copies_.size());
     running_ = &host_;
     switch_fiber(*me, host_);
     return;

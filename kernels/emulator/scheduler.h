@@ -1,12 +1,15 @@
 // Runs the blocks of a launch: one scheduler for each host thread, its CUDA threads as fibers. See runtime.h for the idea.
 //   scheduler.cpp    launch, blocks, the choice of who runs next
 //   collectives.cpp  barrier, warp operations, asynchronous copies, shared memory
+//   mbarrier.cpp     named barriers, mbarriers, bulk copies (sm_90a)
+//   wgmma.cpp        matrix products of warpgroups (sm_90a)
 //   diagnostics.cpp  the errors: fail(), deadlock report, faults of the processor, endless launches
 #pragma once
 
 #include <string>
 #include <vector>
 
+#include "async.h"
 #include "fiber.h"
 #include "options.h"
 #include "registry.h"
@@ -24,7 +27,17 @@ struct Launch {
   OrderOption order;
 };
 
-enum class State : uint8_t { ready, at_barrier, in_warp_operation, exited };
+enum class State : uint8_t {
+  ready,
+  at_barrier,
+  in_warp_operation,
+  at_named_barrier,
+  at_mbarrier,
+  in_warpgroup_operation,
+  exited
+};
+
+constexpr size_t most_mbarriers = 64;  // of a block
 
 struct PendingCopy {
   void* dst;
@@ -41,6 +54,10 @@ struct ThreadState : Thread {
   unsigned pauses = 0; // spin_pause calls since it last met another thread
   std::vector<PendingCopy> copies;      // not yet executed
   std::vector<uint32_t> copy_groups;    // for every open group, how many of `copies` it and its elders hold
+  unsigned barrier = 0;        // at_named_barrier: its number; at_mbarrier: its place in mbarriers_
+  uint32_t parity = 0;         // of the phase waited for
+  uint64_t wgmma_groups = 0;   // committed
+  bool wgmma_fenced = false;   // since products under way last gave registers back
 };
 
 struct WarpOperation {
@@ -73,7 +90,20 @@ class Scheduler {
   void cp_async(const PendingCopy& copy);
   void cp_async_commit();
   void cp_async_wait(uint32_t pending);
+  uint32_t shared_address(const void* p);
+  void named_barrier(unsigned id, unsigned threads, Site site);
+  void mbarrier_init(uint64_t* barrier, uint32_t arrivals, Site site);
+  void mbarrier_invalidate(uint64_t* barrier, Site site);
+  void mbarrier_arrive(uint64_t* barrier, uint32_t expected_bytes, Site site);
+  void mbarrier_wait(uint64_t* barrier, uint32_t parity, Site site);
+  void tensor_copy(const BulkCopy& copy, Site site);
+  void wgmma(const WgmmaOperands& operands, Site site);
+  void wgmma_fence() { self().wgmma_fenced = true; }
+  void wgmma_commit() { self().wgmma_groups++; }
+  void wgmma_wait(uint32_t pending, Site site);
   [[noreturn]] void abandon(std::string message);
+
+  bool runs_sm90() const { return launch_.kernel->sm90; }
 
   // For diagnostics.
   bool in_kernel() const { return running_ != nullptr && running_ != &host_; }
@@ -101,6 +131,17 @@ class Scheduler {
   Fiber* fiber_for(ThreadState& thread);
   void release_barrier();
   void finish(WarpOperation& operation, unsigned warp);
+  void pass(unsigned chance);
+  MBarrier& find_mbarrier(const uint64_t* address, const Site& site);
+  void end_phase_if_complete(MBarrier& barrier);
+  void complete(const BulkCopy& copy);
+  bool complete_a_copy();
+  std::string describe_mbarrier_wait(const ThreadState& thread) const;
+  void issue(Warpgroup& group, unsigned first_thread);
+  Accumulators& accumulators_of(Warpgroup& group, unsigned first_thread);
+  void execute_products(Warpgroup& group, uint64_t before, std::bitset<4> warps);
+  void multiply(const WgmmaOperands& operands, std::bitset<4> warps, Accumulators& accumulators);
+  void load_operand(float* out, unsigned rows, uint64_t descriptor, bool transposed);
   [[noreturn]] void report_deadlock();
   uint32_t draw();
   void drop_fibers();
@@ -129,6 +170,11 @@ class Scheduler {
   Site barrier_site_;
   unsigned barrier_generation_ = 0;
   char barrier_edge_[2];  // addresses for the race checker: one for each of two successive barriers
+
+  std::vector<MBarrier> mbarriers_;
+  std::vector<BulkCopy> bulk_copies_;      // under way, oldest first
+  NamedBarrier named_barriers_[16];
+  std::vector<Warpgroup> warpgroups_;
 
   std::vector<SharedArray> shared_;        // of the running block
   std::vector<SharedArray> spare_shared_;  // kept for later launches: mapping costs more than most launches

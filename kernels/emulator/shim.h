@@ -1,5 +1,5 @@
 // CUDA C++ on the CPU: those words of the language that the kernels use and dialect.cuh does not define itself. Under g++ this header (with
-// its parts shim_types.h, shim_math.h, shim_warp.h, shim_copy.h, shim_matrix.h) takes the place of nvcc's built-ins.
+// its parts shim_types.h, shim_math.h, shim_warp.h, shim_copy.h, shim_matrix.h, shim_sm90.h) takes the place of nvcc's built-ins.
 // A name that is missing here fails to compile: add it to the part it belongs to.
 #pragma once
 
@@ -15,6 +15,7 @@
 #define __host__
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)  // read by build.rs, enforced at launch
+#define __grid_constant__
 
 #define threadIdx (::emulator::current_thread->index)
 #define blockIdx (::emulator::current_block->index)
@@ -42,6 +43,7 @@
 #include "shim_warp.h"
 #include "shim_copy.h"
 #include "shim_matrix.h"
+#include "shim_sm90.h"
 
 inline void __syncthreads(EMULATOR_SITE) { emulator::block_barrier(site); }
 inline void spin_pause(EMULATOR_SITE) { emulator::spin_pause(site); }

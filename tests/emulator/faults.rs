@@ -3,7 +3,7 @@
 use super::*;
 
 /// Launches a kernel whose only argument is a buffer of `n` floats, waits, and gives the diagnosis.
-fn fault(kernel: &str, config: LaunchConfig, n: usize) -> String {
+pub fn fault(kernel: &str, config: LaunchConfig, n: usize) -> String {
     let gpu = Gpu::new();
     let mut y = gpu.stream.alloc_zeros::<f32>(n).unwrap();
     launch!(gpu.stream, gpu.kernel(kernel), config, &mut y).unwrap();

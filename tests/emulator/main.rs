@@ -125,4 +125,5 @@ mod basics;
 mod faults;
 mod graphs;
 mod limits;
+mod sm90;
 mod streams;

@@ -162,6 +162,13 @@ extern "C" __global__ void fault_endless_loop(volatile int* flag) {
   }
 }
 
+// sm_90a alone has it, and this file is for all.
+extern "C" __global__ void fault_mbarrier_elsewhere(float* y) {
+  SHARED(uint64_t, barrier, [1]);
+  if (threadIdx.x == 0) mbarrier_init(barrier, 1);
+  y[threadIdx.x] = 1;
+}
+
 // ---- memory
 
 extern "C" __global__ void fault_past_end(float* y, int n) {

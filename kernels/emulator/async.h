@@ -1,0 +1,57 @@
+// The state of a block's asynchronous units of sm_90a: barriers in shared memory, bulk copies under way, and matrix
+// products of warpgroups under way.
+#pragma once
+
+#include <bitset>
+#include <vector>
+
+#include "runtime.h"
+
+namespace emulator {
+
+struct MBarrier {
+  uint64_t* address;
+  uint32_t expected, missing;  // arrivals of a phase, and how many the current one lacks
+  int64_t bytes;               // announced and not yet copied
+  uint64_t phase;
+  char edges[2];               // addresses for the race checker, for phases in turn
+};
+
+struct BulkCopy {
+  TensorMap map;
+  int at[5];
+  uint32_t dst;
+  uint64_t* barrier;
+};
+
+struct NamedBarrier {
+  unsigned arrived = 0, threads = 0;
+  uint64_t phase = 0;
+  char edges[2];
+};
+
+// Registers of a warpgroup that products under way add to: until they are waited for, the registers hold NaN and the
+// values are here.
+struct Accumulators {
+  unsigned n;
+  uint64_t group;              // of the last product that adds to them
+  float* registers[128];       // n / 2 of each thread
+  std::bitset<128> delivered;  // threads that have them back
+  std::vector<float> values;   // [64][n]
+};
+
+struct MatrixProduct {
+  WgmmaOperands operands;
+  uint64_t group;
+  std::bitset<4> done;  // warps whose 16 rows have been computed
+};
+
+struct Warpgroup {
+  unsigned arrived = 0;
+  Site site;
+  WgmmaOperands operands[128];
+  std::vector<Accumulators> accumulators;
+  std::vector<MatrixProduct> products;  // not yet done, oldest first
+};
+
+}  // namespace emulator
