@@ -1,144 +1,99 @@
-// Batch-norm as a pending affine map: per-channel sums of a stored tensor in tiles of rows, and the small kernels that
-// finish them into A, C, M (forward), B, D (tangent and adjoint), dgamma, dbeta and running statistics. The normalisation
-// itself happens where the tensor is read (source.cuh). x̂ = (x - mean)·rstd.
-// All sums are merged in one fixed order: rows of a lane, lanes of a tile, tiles of a lane, lanes.
+// Batch-norm as a pending affine map: the small kernels that finish per-channel sums (epilogue.cuh) into A, C, M (forward),
+// B, D (tangent and adjoint), dgamma, dbeta and running statistics. The normalisation itself happens where the tensor is
+// read (source.cuh). x̂ = (x - mean)·rstd.
+// All sums are merged in one fixed order: rows of a lane, lanes of a tile, tiles of a lane, lanes in a tree.
+#include "epilogue.cuh"
 #include "shapes.cuh"
-#include "source.cuh"
 
-// Blocks of both kinds of kernel: 32 channels x 8 lanes.
-constexpr int LANES = 8;
+// partials[tile] = the sums of the stored values u of each channel over a tile's rows
+// partials [ceil(rows/128)][2][C] and what they are sums of in `sums`; u [rows][C]
+// grid: (ceil(rows/128), ceil(C/(8·W))) blocks of 256; a block owns 128 rows x 8·W channels; W = 16 bytes (_wide) or 1 (_odd)
+// rows < 2^31 - 256; _wide: C a multiple of W, all pointers 16-byte aligned. For writers that cannot end in sums themselves.
+template <class T, int W>
+__device__ __forceinline__ void channel_sums_body(const T* u, const Sums<T>& sums, const Rows& shape) {
+  const Epilogue<T> epilogue = {{}, sums, 0, 0};
+  finish_rows_of<T, W>(static_cast<T*>(nullptr), epilogue, shape.rows, shape.channels,
+                       [&](int, Offset at, int) { return load_pack<W>(u + at); });
+}
 
-// Count, mean and sum of squared deviations of some values: merging two never subtracts large numbers, as
-// sum(x²) - sum(x)² would (Chan, Golub, LeVeque 1979).
-struct Moments {
-  float count, mean, m2;
+#define CHANNEL_SUMS_ARGS(T) const T *u, Sums<T> sums, Rows shape
+extern "C" __global__ void __launch_bounds__(256, 2) channel_sums_wide(CHANNEL_SUMS_ARGS(float)) {
+  channel_sums_body<float, WIDE<float>>(u, sums, shape);
+}
+extern "C" __global__ void __launch_bounds__(256, 2) channel_sums_wide_bf16(CHANNEL_SUMS_ARGS(__nv_bfloat16)) {
+  channel_sums_body<__nv_bfloat16, WIDE<__nv_bfloat16>>(u, sums, shape);
+}
+extern "C" __global__ void __launch_bounds__(256) channel_sums_odd(CHANNEL_SUMS_ARGS(float)) {
+  channel_sums_body<float, 1>(u, sums, shape);
+}
+extern "C" __global__ void __launch_bounds__(256) channel_sums_odd_bf16(CHANNEL_SUMS_ARGS(__nv_bfloat16)) {
+  channel_sums_body<__nv_bfloat16, 1>(u, sums, shape);
+}
 
-  __device__ __forceinline__ void merge(float other_count, float other_mean, float other_m2) {
-    if (other_count > 0.0f) {
-      const float total = count + other_count, share = other_count / total, delta = other_mean - mean;
-      mean += delta * share;
-      m2 += other_m2 + delta * delta * (count * share);
-      count = total;
+// Blocks of the kernels that merge tiles: 8 channels (a 32-byte read) x 128 lanes, each lane with eight reads in flight.
+constexpr int CHANNELS = 8, LANES = 128, BATCH = 8;
+
+__device__ __forceinline__ int block_channel() { return blockIdx.x * CHANNELS + threadIdx.x; }
+
+// The two sums of a channel over all tiles, for lane 0 (others: unspecified). KIND: what the partials are. All threads
+// call it.
+template <int KIND>
+__device__ __forceinline__ float2 merge_tiles(const float* partials, const Rows& shape, int c, int tiles) {
+  SHARED(float, parts, [3][LANES][CHANNELS]);
+  const int lane = threadIdx.y, channels = shape.channels;
+  ChannelSums<1> sums = {};
+  float seen = 0.0f;
+  for (int first = lane; first < tiles; first += LANES * BATCH) {
+    float2 part[BATCH];
+    UNROLL for (int j = 0; j < BATCH; j++) {
+      const int tile = first + j * LANES;
+      const bool exists = tile < tiles && c < channels;
+      const float* at = partials + (Offset(tile) * 2) * channels + c;
+      part[j] = exists ? make_float2(at[0], at[channels]) : make_float2(0.0f, 0.0f);
     }
-  }
-};
-
-// Merges the lanes of a block into lane 0, in order. All threads call it.
-__device__ __forceinline__ Moments merge_lanes(Moments own) {
-  SHARED(float, parts, [LANES][3][32]);
-  parts[threadIdx.y][0][threadIdx.x] = own.count;
-  parts[threadIdx.y][1][threadIdx.x] = own.mean;
-  parts[threadIdx.y][2][threadIdx.x] = own.m2;
-  __syncthreads();
-  for (int lane = 1; lane < LANES; lane++) {
-    own.merge(parts[lane][0][threadIdx.x], parts[lane][1][threadIdx.x], parts[lane][2][threadIdx.x]);
-  }
-  return own;  // of use to lane 0 only
-}
-
-// Adds two sums over the lanes of a block, in order. All threads call it; every lane receives the result.
-__device__ __forceinline__ float2 add_lanes(float2 own) {
-  SHARED(float, parts, [LANES][2][32]);
-  parts[threadIdx.y][0][threadIdx.x] = own.x;
-  parts[threadIdx.y][1][threadIdx.x] = own.y;
-  __syncthreads();
-  float2 sum = make_float2(0.0f, 0.0f);
-  for (int lane = 0; lane < LANES; lane++) {
-    sum.x += parts[lane][0][threadIdx.x];
-    sum.y += parts[lane][1][threadIdx.x];
-  }
-  return sum;
-}
-
-__device__ __forceinline__ int block_channel() { return blockIdx.x * 32 + threadIdx.x; }
-
-// partials[tile] = (mean, sum (u - mean)²) of each channel over the tile's rows
-// partials [tiles][2][C]; u [rows][C]
-// grid: (ceil(C/32), tiles) blocks of 32 x 8; a block owns 32 channels of one tile, a thread every 8th row of a channel
-// tiles = ceil(rows/tile_rows) <= 65535; rows < 2^31 - 256
-extern "C" __global__ void __launch_bounds__(256) moments_partial(float* __restrict__ partials,
-                                                                  const float* __restrict__ u, Rows shape,
-                                                                  int tile_rows) {
-  constexpr int BATCH = 8;  // rows in flight per thread
-  const int c = block_channel();
-  const int begin = blockIdx.y * tile_rows, end = begin + min(tile_rows, shape.rows - begin);
-  Moments sum = {0.0f, 0.0f, 0.0f};
-  if (c < shape.channels) {
-    for (int row = begin + threadIdx.y; row < end; row += LANES * BATCH) {
-      float v[BATCH], mean = 0.0f, m2 = 0.0f;
-      int count = 0;
-      UNROLL for (int i = 0; i < BATCH; i++) {
-        const bool exists = row + i * LANES < end;
-        v[i] = exists ? u[Offset(row + i * LANES) * shape.channels + c] : 0.0f;
-        count += exists;
+    UNROLL for (int j = 0; j < BATCH; j++) {
+      const int tile = first + j * LANES;
+      if (tile < tiles) {
+        if constexpr (KIND == SUMS_MOMENTS) {
+          const float count = min(TILE_ROWS, shape.rows - tile * TILE_ROWS);
+          sums.merge_moments(0, part[j].x, part[j].y, seen, count / (seen + count));
+          seen += count;
+        } else {
+          sums.first[0] += part[j].x, sums.second[0] += part[j].y;
+        }
       }
-      UNROLL for (int i = 0; i < BATCH; i++) mean += v[i];
-      mean /= count;
-      UNROLL for (int i = 0; i < BATCH; i++) {
-        const float deviation = i < count ? v[i] - mean : 0.0f;
-        m2 += deviation * deviation;
+    }
+  }
+  for (int half = LANES / 2; half > 0; half /= 2) {
+    if (lane >= half && lane < 2 * half) {
+      parts[0][lane][threadIdx.x] = sums.first[0];
+      parts[1][lane][threadIdx.x] = sums.second[0];
+      parts[2][lane][threadIdx.x] = seen;
+    }
+    __syncthreads();
+    if (lane < half) {
+      const float first = parts[0][lane + half][threadIdx.x], second = parts[1][lane + half][threadIdx.x];
+      const float count = parts[2][lane + half][threadIdx.x];
+      if constexpr (KIND == SUMS_MOMENTS) {
+        if (count > 0.0f) sums.merge_moments(0, first, second, seen, count / (seen + count));
+        seen += count;
+      } else {
+        sums.first[0] += first, sums.second[0] += second;
       }
-      sum.merge(count, mean, m2);
     }
   }
-  sum = merge_lanes(sum);
-  if (threadIdx.y == 0 && c < shape.channels) {
-    float* out = partials + Offset(blockIdx.y) * 2 * shape.channels + c;
-    out[0] = sum.mean;
-    out[shape.channels] = sum.m2;
-  }
+  return make_float2(sums.first[0], sums.second[0]);
 }
 
-// partials[tile] = (sum u, sum u·x̂) of each channel over the tile's rows; sum u·x̂ is left 0 without x
-// partials [tiles][2][C]; u, x [rows][C], x null for none; statistics [2][C] mean, rstd of x
-// grid: (ceil(C/32), tiles) blocks of 32 x 8; a block owns 32 channels of one tile, a thread every 8th row of a channel
-// tiles = ceil(rows/tile_rows) <= 65535; rows < 2^31 - 256
-extern "C" __global__ void __launch_bounds__(256) dot_partial(float* __restrict__ partials,
-                                                              const float* __restrict__ u,
-                                                              const float* __restrict__ x,
-                                                              const float* __restrict__ statistics, Rows shape,
-                                                              int tile_rows) {
-  const int c = block_channel();
-  const int begin = blockIdx.y * tile_rows, end = begin + min(tile_rows, shape.rows - begin);
-  float2 sum = make_float2(0.0f, 0.0f);
-  if (c < shape.channels) {
-    const float mean = x != nullptr ? statistics[c] : 0.0f, rstd = x != nullptr ? statistics[shape.channels + c] : 0.0f;
-    for (int row = begin + threadIdx.y; row < end; row += LANES) {
-      const Offset at = Offset(row) * shape.channels + c;
-      const float value = u[at];
-      sum.x += value;
-      if (x != nullptr) sum.y = __fmaf_rn(value, (x[at] - mean) * rstd, sum.y);
-    }
-  }
-  sum = add_lanes(sum);
-  if (threadIdx.y == 0 && c < shape.channels) {
-    float* out = partials + Offset(blockIdx.y) * 2 * shape.channels + c;
-    out[0] = sum.x;
-    out[shape.channels] = sum.y;
-  }
-}
-
-// The sums of a channel over all tiles.
-__device__ __forceinline__ float2 add_tiles(const float* partials, int channels, int c, int tiles) {
-  float2 sum = make_float2(0.0f, 0.0f);
-  if (c < channels) {
-    for (int tile = threadIdx.y; tile < tiles; tile += LANES) {
-      sum.x += partials[(Offset(tile) * 2) * channels + c];
-      sum.y += partials[(Offset(tile) * 2 + 1) * channels + c];
-    }
-  }
-  return add_lanes(sum);
-}
-
-// out[c] (+)= the first of dot_partial's sums over all tiles
-// out [C]; partials [tiles][2][C]
-// grid: ceil(C/32) blocks of 32 x 8; a block owns 32 channels
+// out[c] (+)= the first of the sums over all tiles
+// out [C]; partials [ceil(rows/128)][2][C] of SUMS_DOT
+// grid: ceil(C/8) blocks of 8 x 128; a block owns 8 channels
 // any number of tiles
-extern "C" __global__ void __launch_bounds__(256) column_sums(float* out, const float* __restrict__ partials,
-                                                              int channels, int tiles, int add) {
+extern "C" __global__ void __launch_bounds__(1024) column_sums(float* out, const float* __restrict__ partials, Rows shape,
+                                                               int add) {
   const int c = block_channel();
-  const float sum = add_tiles(partials, channels, c, tiles).x;
-  if (threadIdx.y == 0 && c < channels) out[c] = add ? out[c] + sum : sum;
+  const float sum = merge_tiles<SUMS_DOT>(partials, shape, c, ceil_div(shape.rows, TILE_ROWS)).x;
+  if (threadIdx.y == 0 && c < shape.channels) out[c] = add ? out[c] + sum : sum;
 }
 
 // A = gamma·rstd, C = beta, M = mean, and the statistics they come from.
@@ -154,28 +109,21 @@ __device__ __forceinline__ void set_affine(float* statistics, float* affine, flo
 
 // mean, rstd = 1/sqrt(biased variance + eps), A = gamma·rstd, C = beta, M = mean from the batch;
 // with update: running += momentum·(batch - running), the variance unbiased: m2/max(rows - 1, 1)
-// statistics [2][C]; affine [3][C]; running_*, gamma, beta [C]; partials [ceil(rows/tile_rows)][2][C]
-// grid: ceil(C/32) blocks of 32 x 8; a block owns 32 channels
+// statistics [2][C]; affine [3][C]; running_*, gamma, beta [C]; partials [ceil(rows/128)][2][C]
+// grid: ceil(C/8) blocks of 8 x 128; a block owns 8 channels
 // rows >= 1
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(1024)
     norm_forward_batch(float* __restrict__ statistics, float* __restrict__ affine, float* __restrict__ running_mean,
                        float* __restrict__ running_var, const float* __restrict__ partials,
-                       const float* __restrict__ gamma, const float* __restrict__ beta, Rows shape, int tile_rows,
+                       const float* __restrict__ gamma, const float* __restrict__ beta, Rows shape,
                        float eps, float momentum, int update) {
   const int c = block_channel(), channels = shape.channels;
-  Moments sum = {0.0f, 0.0f, 0.0f};
-  if (c < channels) {
-    for (int tile = threadIdx.y; tile < ceil_div(shape.rows, tile_rows); tile += LANES) {
-      const int count = min(tile_rows, shape.rows - tile * tile_rows);
-      sum.merge(count, partials[(Offset(tile) * 2) * channels + c], partials[(Offset(tile) * 2 + 1) * channels + c]);
-    }
-  }
-  sum = merge_lanes(sum);
+  const float2 sum = merge_tiles<SUMS_MOMENTS>(partials, shape, c, ceil_div(shape.rows, TILE_ROWS));
   if (threadIdx.y == 0 && c < channels) {
-    set_affine(statistics, affine, sum.mean, sum.m2 / shape.rows, gamma[c], beta[c], eps, channels, c);
+    set_affine(statistics, affine, sum.x, sum.y / shape.rows, gamma[c], beta[c], eps, channels, c);
     if (update) {
-      const float unbiased = sum.m2 / max(shape.rows - 1, 1);
-      running_mean[c] += momentum * (sum.mean - running_mean[c]);
+      const float unbiased = sum.y / max(shape.rows - 1, 1);
+      running_mean[c] += momentum * (sum.x - running_mean[c]);
       running_var[c] += momentum * (unbiased - running_var[c]);
     }
   }
@@ -196,15 +144,15 @@ extern "C" __global__ void __launch_bounds__(256)
 }
 
 // B = (tgamma - gamma·rstd·mean(tx·x̂))·rstd, D = tbeta - A·mean(tx); both means 0 unless batch
-// slope, statistics [2][C]; partials [ceil(rows/tile_rows)][2][C]; affine [3][C]; tgamma, tbeta [C]
-// grid: ceil(C/32) blocks of 32 x 8; a block owns 32 channels
+// slope, statistics [2][C]; partials [ceil(rows/128)][2][C]; affine [3][C]; tgamma, tbeta [C]
+// grid: ceil(C/8) blocks of 8 x 128; a block owns 8 channels
 // rows >= 1
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(1024)
     norm_tangent(float* __restrict__ slope, const float* __restrict__ partials, const float* __restrict__ statistics,
                  const float* __restrict__ affine, const float* __restrict__ tgamma, const float* __restrict__ tbeta,
-                 Rows shape, int tile_rows, int batch) {
+                 Rows shape, int batch) {
   const int c = block_channel(), channels = shape.channels;
-  const float2 sum = add_tiles(partials, channels, c, batch ? ceil_div(shape.rows, tile_rows) : 0);
+  const float2 sum = merge_tiles<SUMS_DOT>(partials, shape, c, batch ? ceil_div(shape.rows, TILE_ROWS) : 0);
   if (threadIdx.y == 0 && c < channels) {
     const float rstd = statistics[channels + c], scale = affine[c];
     slope[c] = (tgamma[c] - scale * (sum.y / shape.rows)) * rstd;
@@ -213,15 +161,15 @@ extern "C" __global__ void __launch_bounds__(256)
 }
 
 // dgamma (+)= sum d·x̂, dbeta (+)= sum d; B = -A·rstd·(sum d·x̂)/rows, D = -A·(sum d)/rows, both 0 unless batch
-// slope [2][C]; dgamma, dbeta [C]; partials [ceil(rows/tile_rows)][2][C]; statistics [2][C]; affine [3][C]
-// grid: ceil(C/32) blocks of 32 x 8; a block owns 32 channels
+// slope [2][C]; dgamma, dbeta [C]; partials [ceil(rows/128)][2][C]; statistics [2][C]; affine [3][C]
+// grid: ceil(C/8) blocks of 8 x 128; a block owns 8 channels
 // rows >= 1
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(1024)
     norm_backward(float* __restrict__ slope, float* __restrict__ dgamma, float* __restrict__ dbeta,
                   const float* __restrict__ partials, const float* __restrict__ statistics,
-                  const float* __restrict__ affine, Rows shape, int tile_rows, int batch, int add) {
+                  const float* __restrict__ affine, Rows shape, int batch, int add) {
   const int c = block_channel(), channels = shape.channels;
-  const float2 sum = add_tiles(partials, channels, c, ceil_div(shape.rows, tile_rows));
+  const float2 sum = merge_tiles<SUMS_DOT>(partials, shape, c, ceil_div(shape.rows, TILE_ROWS));
   if (threadIdx.y == 0 && c < channels) {
     const float rstd = statistics[channels + c], scale = affine[c];
     slope[c] = batch ? -scale * rstd * (sum.y / shape.rows) : 0.0f;
@@ -231,23 +179,33 @@ extern "C" __global__ void __launch_bounds__(256)
   }
 }
 
-// out[n] += sum over the sample's rows and channels of d·(tgamma·x̂ + tbeta)
-// out [samples]; x, d [rows][C]; statistics [2][C] mean, rstd; tgamma, tbeta [C]
-// grid: samples blocks of 256; a block owns one sample of sample_rows rows
-// sample_rows·C < 2^31 - 256
-extern "C" __global__ void __launch_bounds__(256)
-    norm_contract(float* out, const float* __restrict__ x, const float* __restrict__ d,
-                  const float* __restrict__ statistics, const float* __restrict__ tgamma,
-                  const float* __restrict__ tbeta, int sample_rows, int channels) {
+template <class T>
+__device__ __forceinline__ void norm_contract_body(float* out, const T* x, const T* d, const float* statistics,
+                                                   const float* tgamma, const float* tbeta, int sample_rows,
+                                                   int channels) {
   const Divider by_channels(channels);
   const int len = sample_rows * channels;
   const Offset start = Offset(blockIdx.x) * len;
   float sum = 0.0f;
   for (int i = threadIdx.x; i < len; i += blockDim.x) {
     const int c = by_channels.mod(i);
-    const float normal = (x[start + i] - statistics[c]) * statistics[channels + c];
-    sum = __fmaf_rn(d[start + i], __fmaf_rn(tgamma[c], normal, tbeta[c]), sum);
+    const float normal = (widened(x[start + i]) - statistics[c]) * statistics[channels + c];
+    sum = __fmaf_rn(widened(d[start + i]), __fmaf_rn(tgamma[c], normal, tbeta[c]), sum);
   }
   sum = block_sum(sum);
   if (threadIdx.x == 0) out[blockIdx.x] += sum;
+}
+
+// out[n] += sum over the sample's rows and channels of d·(tgamma·x̂ + tbeta)
+// out [samples]; x, d [rows][C]; statistics [2][C] mean, rstd; tgamma, tbeta [C]
+// grid: samples blocks of 256; a block owns one sample of sample_rows rows
+// sample_rows·C < 2^31 - 256
+#define NORM_CONTRACT_ARGS(T)                                                                                     \
+  float *out, const T *__restrict__ x, const T *__restrict__ d, const float *__restrict__ statistics,              \
+      const float *__restrict__ tgamma, const float *__restrict__ tbeta, int sample_rows, int channels
+extern "C" __global__ void __launch_bounds__(256) norm_contract(NORM_CONTRACT_ARGS(float)) {
+  norm_contract_body(out, x, d, statistics, tgamma, tbeta, sample_rows, channels);
+}
+extern "C" __global__ void __launch_bounds__(256) norm_contract_bf16(NORM_CONTRACT_ARGS(__nv_bfloat16)) {
+  norm_contract_body(out, x, d, statistics, tgamma, tbeta, sample_rows, channels);
 }

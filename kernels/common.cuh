@@ -1,4 +1,5 @@
-// Small things every kernel file uses: 64-bit offsets, division by a number known only at run time, runs of floats.
+// Small things every kernel file uses: 64-bit offsets, division by a number known only at run time,
+// runs of numbers in either storage type.
 // Warp and block sums stand in dialect.cuh.
 #pragma once
 #include "dialect.cuh"
@@ -29,29 +30,78 @@ struct Divider {
   __device__ __forceinline__ int mod(int n) const { return n - div(n) * d; }
 };
 
-// W consecutive floats. W = 4 is one 16-byte access and needs that alignment; W = 1 takes any channel count.
+// A number as memory holds it: float, or __nv_bfloat16 (rounded to nearest, ties to even, when it is stored).
+__device__ __forceinline__ float widened(float v) { return v; }
+__device__ __forceinline__ float widened(__nv_bfloat16 v) { return __bfloat162float(v); }
+
+template <class T>
+__device__ __forceinline__ T narrowed(float v) {
+  if constexpr (sizeof(T) == 4) return v;
+  else return __float2bfloat16_rn(v);
+}
+
+// Numbers of T in one 16-byte access.
+template <class T>
+constexpr int WIDE = 16 / static_cast<int>(sizeof(T));
+
+__device__ __forceinline__ bool aligned16(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
+
+// W consecutive numbers in registers.
 template <int W>
 struct Pack {
   float v[W];
 };
 
-template <int W>
-__device__ __forceinline__ Pack<W> load_pack(const float* p) {
+// Eight bf16 of 16 bytes, and back.
+__device__ __forceinline__ Pack<8> unpack_bf16(uint4 t) {
+  const unsigned words[4] = {t.x, t.y, t.z, t.w};
+  Pack<8> out;
+  UNROLL for (int i = 0; i < 4; i++) {
+    out.v[2 * i] = __uint_as_float(words[i] << 16);
+    out.v[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
+  }
+  return out;
+}
+__device__ __forceinline__ uint4 pack_bf16(const Pack<8>& u) {
+  return make_uint4(bf16_pair(u.v[0], u.v[1]), bf16_pair(u.v[2], u.v[3]), bf16_pair(u.v[4], u.v[5]),
+                    bf16_pair(u.v[6], u.v[7]));
+}
+
+// Loads and stores W numbers: 16 bytes at a time where they are that many, at addresses aligned to 16 bytes; W = 1
+// takes any channel count and any address.
+template <int W, class T>
+__device__ __forceinline__ Pack<W> load_pack(const T* p) {
   Pack<W> out;
-  if constexpr (W == 4) {
-    const float4 t = load_vec<float4>(p);
-    out.v[0] = t.x, out.v[1] = t.y, out.v[2] = t.z, out.v[3] = t.w;
+  if constexpr (W * sizeof(T) % 16 != 0) {
+    UNROLL for (int i = 0; i < W; i++) out.v[i] = widened(p[i]);
+  } else if constexpr (sizeof(T) == 2) {
+    out = unpack_bf16(load_vec<uint4>(p));
   } else {
-    out.v[0] = *p;
+    UNROLL for (int i = 0; i < W; i += 4) {
+      const float4 t = load_vec<float4>(p + i);
+      out.v[i] = t.x, out.v[i + 1] = t.y, out.v[i + 2] = t.z, out.v[i + 3] = t.w;
+    }
   }
   return out;
 }
 
-template <int W>
-__device__ __forceinline__ void store_pack(float* p, const Pack<W>& u) {
-  if constexpr (W == 4) {
-    store_vec(p, make_float4(u.v[0], u.v[1], u.v[2], u.v[3]));
+template <int W, class T>
+__device__ __forceinline__ void store_pack(T* p, const Pack<W>& u) {
+  if constexpr (W * sizeof(T) % 16 != 0) {
+    UNROLL for (int i = 0; i < W; i++) p[i] = narrowed<T>(u.v[i]);
+  } else if constexpr (sizeof(T) == 2) {
+    store_vec(p, pack_bf16(u));
   } else {
-    *p = u.v[0];
+    UNROLL for (int i = 0; i < W; i += 4) store_vec(p + i, make_float4(u.v[i], u.v[i + 1], u.v[i + 2], u.v[i + 3]));
   }
+}
+
+// The values that a reader finds where u is stored as T.
+template <class T, int W>
+__device__ __forceinline__ Pack<W> as_stored(Pack<W> u) {
+  if constexpr (sizeof(T) == 2) {
+    if constexpr (W == 8) u = unpack_bf16(pack_bf16(u));
+    else UNROLL for (int i = 0; i < W; i++) u.v[i] = widened(narrowed<T>(u.v[i]));
+  }
+  return u;
 }

@@ -1,4 +1,4 @@
-// The one matrix product behind every convolution: a block owns a BM x BN tile of  out[m][n] = sum over d a[d][m] b[d][n],
+// The matrix product behind the convolutions in exact f32, on CUDA cores: a block owns a BM x BN tile of  out[m][n] = sum over d a[d][m] b[d][n],
 // walks the depth d in steps of BK through two shared buffers, and each thread keeps TM x TN sums in registers.
 //
 //   for each step:  fetch the next step's operands into registers     (global loads in flight during the product)
@@ -10,19 +10,21 @@
 // the depth and transpose them on the way into shared memory, "columns" loaders read runs along the tile's edge. W is
 // the width of a global read: 4 where channels and addresses are multiples of four floats, else 1.
 #pragma once
-#include "shapes.cuh"
-#include "source.cuh"
+#include "conv_index.cuh"
+#include "epilogue.cuh"
 
 template <int BM_, int BN_, int TM_, int TN_>
 struct Tile {
   static constexpr int BM = BM_, BN = BN_, BK = 16, TM = TM_, TN = TN_;
   static constexpr int COLUMNS = BN / TN, THREADS = BM / TM * COLUMNS;
   // Rows of the shared tiles are padded by one float4: the transposing stores then hit two banks in turn, not one.
-  static constexpr int LDA = BM + 4, LDB = BN + 4;
+  static constexpr int LDA = BM + 4, LDB = BN + 4, LDC = BN + 4;
+  // Floats of shared memory: two buffers of both operands, over which the product is laid when it is done.
+  static constexpr int BUFFERS = 2 * BK * (LDA + LDB), MEMORY = BUFFERS > BM * LDC ? BUFFERS : BM * LDC;
   static_assert(TM % 4 == 0 && TN == 4, "fragments are read as float4");
 };
 typedef Tile<128, 64, 8, 4> LargeTile;  // 256 threads
-typedef Tile<64, 32, 4, 4> SmallTile;   // 128 threads
+typedef Tile<128, 32, 8, 4> SmallTile;  // 128 threads
 
 // The tile's row (0..BM) of accumulator row i: a thread owns groups of four rows, BM/(TM/4) apart, so that a warp's
 // fragment reads are contiguous.
@@ -35,10 +37,12 @@ __device__ __forceinline__ int tile_row(int i) {
 template <class T>
 __device__ __forceinline__ int tile_column() { return threadIdx.x % T::COLUMNS * 4; }
 
-// acc += the product over `steps` steps of depth. All threads of the block call it; both buffers are free before and after.
+// acc += the product over `steps` steps of depth. All threads of the block call it; `memory`, Tile::MEMORY floats, is free
+// before and after.
 template <class T, class A, class B>
-__device__ __forceinline__ void accumulate(float (&acc)[T::TM][T::TN], float (&as)[2][T::BK][T::LDA],
-                                           float (&bs)[2][T::BK][T::LDB], int steps, A& a, B& b) {
+__device__ __forceinline__ void accumulate(float (&acc)[T::TM][T::TN], float* memory, int steps, A& a, B& b) {
+  auto& as = *reinterpret_cast<float(*)[2][T::BK][T::LDA]>(memory);
+  auto& bs = *reinterpret_cast<float(*)[2][T::BK][T::LDB]>(memory + 2 * T::BK * T::LDA);
   if (steps > 0) {
     a.fetch(0);
     b.fetch(0);
@@ -74,15 +78,15 @@ __device__ __forceinline__ void accumulate(float (&acc)[T::TM][T::TN], float (&a
   }
 }
 
-// What a loader does with the stored values of its image.
-enum class Form { Plain, Forward, Tangent };
-
-// An image operand: its stored values, its extent, and what is pending on it.
-struct Image {
-  Source source;    // source.x: [n][height][width][channels]
-  Tangent tangent;  // Form::Tangent only
-  int height, width, channels;
-};
+// Lays the product out as [BM][LDC]. All threads call it.
+template <class T>
+__device__ __forceinline__ void lay_out(float* product, const float (&acc)[T::TM][T::TN]) {
+  UNROLL for (int i = 0; i < T::TM; i++) {
+    store_vec(product + tile_row<T>(i) * T::LDC + tile_column<T>(),
+              make_float4(acc[i][0], acc[i][1], acc[i][2], acc[i][3]));
+  }
+  __syncthreads();
+}
 
 // Operand a of forward, tangent, contraction (DIRECTION 1) and backward-input (DIRECTION -1): tile rows are pixels, the
 // depth is (tap row, tap column, channel). Pixel m reads image position origin(m) + DIRECTION·tap, zero outside.
@@ -91,14 +95,14 @@ struct PixelRows {
   static constexpr int PASSES = T::BM * T::BK / 4 / T::THREADS, PASS = T::THREADS / 4;
   static constexpr int OUTSIDE = -(1 << 30);
 
-  const Image image;
+  const Image<float> image;
   const Divider by_channels, by_columns;
   const int depth;
   int y[PASSES], x[PASSES], pixel[PASSES];  // origin: row, column, pixel number in the whole tensor
   Pack<W> value[PASSES][4 / W], tangent[FORM == Form::Tangent ? PASSES : 1][4 / W];
   unsigned inside;  // one bit per pass and pack
 
-  __device__ __forceinline__ PixelRows(const Image& image, int tap_rows, int tap_columns)
+  __device__ __forceinline__ PixelRows(const Image<float>& image, int tap_rows, int tap_columns)
       : image(image), by_channels(image.channels), by_columns(max(tap_columns, 1)),
         depth(tap_rows * tap_columns * image.channels) {}
 
@@ -155,17 +159,6 @@ struct PixelRows {
     }
   }
 };
-
-// The output pixels from m0 on as tile rows: their origin is the top left corner of the window.
-template <class Loader>
-__device__ __forceinline__ void window_origins(Loader& loader, const ConvShape& shape, int m0) {
-  const int q = shape.q(), pixels = shape.p() * q, rows = shape.n * pixels;
-  UNROLL for (int i = 0; i < Loader::PASSES; i++) {
-    const int m = m0 + Loader::row(i);
-    const int n = m / pixels, rest = m - n * pixels, oy = rest / q, ox = rest - oy * q;
-    loader.origin(i, m < rows, n, oy * shape.stride - shape.pad, ox * shape.stride - shape.pad);
-  }
-}
 
 // Operand b of forward, tangent and contraction: tile columns are filters, depth is the filter's own order (r, s, c).
 template <class T, int W>

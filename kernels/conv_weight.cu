@@ -9,7 +9,7 @@ template <class T, int W>
 struct WindowColumns {
   static constexpr int RUNS = T::BM / 4, PASS = T::THREADS / RUNS, PASSES = T::BK / PASS;
 
-  const Image image;
+  const Image<float> image;
   const ConvShape shape;
   const Divider by_pixels, by_q;
   const int first, end;
@@ -17,7 +17,7 @@ struct WindowColumns {
   Pack<W> value[PASSES][4 / W];
   unsigned inside;
 
-  __device__ __forceinline__ WindowColumns(const Source& x, const ConvShape& shape, int row0, int first, int end)
+  __device__ __forceinline__ WindowColumns(const Source<float>& x, const ConvShape& shape, int row0, int first, int end)
       : image{x, {}, shape.h, shape.w, shape.c}, shape(shape), by_pixels(shape.p() * shape.q()), by_q(shape.q()),
         first(first), end(end) {
     UNROLL for (int j = 0; j < 4 / W; j++) {
@@ -88,10 +88,9 @@ struct AdjointColumns {
 };
 
 template <class T, int W>
-__device__ __forceinline__ void conv_backward_weight_body(float* dw, const Source& x, const float* dy,
+__device__ __forceinline__ void conv_backward_weight_body(float* dw, const Source<float>& x, const float* dy,
                                                           const ConvShape& shape, int slice_pixels, int add) {
-  SHARED(float, as, [2][T::BK][T::LDA]);
-  SHARED(float, bs, [2][T::BK][T::LDB]);
+  SHARED(float, memory, [T::MEMORY]);
   const int elements = shape.r * shape.s * shape.c, pixels = shape.n * shape.p() * shape.q();
   const int tiles = ceil_div(shape.k, T::BN);
   const int row0 = static_cast<int>(blockIdx.x) / tiles * T::BM, column0 = static_cast<int>(blockIdx.x) % tiles * T::BN;
@@ -99,7 +98,7 @@ __device__ __forceinline__ void conv_backward_weight_body(float* dw, const Sourc
   float acc[T::TM][T::TN] = {};
   WindowColumns<T, W> a(x, shape, row0, first, first + count);
   AdjointColumns<T, W> b(dy, shape.k, column0, first, first + count);
-  accumulate<T>(acc, as, bs, ceil_div(count, T::BK), a, b);
+  accumulate<T>(acc, memory, ceil_div(count, T::BK), a, b);
   float* out = dw + Offset(blockIdx.y) * shape.k * elements;
   UNROLL for (int j = 0; j < T::TN; j++) {
     const int k = column0 + tile_column<T>() + j;
@@ -129,7 +128,7 @@ __device__ __forceinline__ void conv_backward_weight_body(float* dw, const Sourc
 // grid: (ceil(RSC/BM)·ceil(K/BN), slices) blocks of the tile's threads; a block owns BM filter elements x BN filters of one slice
 // slices = ceil(NPQ/slice_pixels); NPQ, NHW, RSC < 2^31 - 256; _large and _small: C % 4 == 0, K % 4 == 0, pointers 16-byte aligned
 #define CONV_BACKWARD_WEIGHT_ARGS \
-  float* dw, Source x, const float* __restrict__ dy, ConvShape shape, int slice_pixels, int add
+  float* dw, Source<float> x, const float* __restrict__ dy, ConvShape shape, int slice_pixels, int add
 
 extern "C" __global__ void __launch_bounds__(256, 2) conv_backward_weight_large(CONV_BACKWARD_WEIGHT_ARGS) {
   conv_backward_weight_body<LargeTile, 4>(dw, x, dy, shape, slice_pixels, add);
@@ -137,7 +136,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) conv_backward_weight_large(
 extern "C" __global__ void __launch_bounds__(128, 4) conv_backward_weight_small(CONV_BACKWARD_WEIGHT_ARGS) {
   conv_backward_weight_body<SmallTile, 4>(dw, x, dy, shape, slice_pixels, add);
 }
-extern "C" __global__ void __launch_bounds__(128, 4) conv_backward_weight_odd(CONV_BACKWARD_WEIGHT_ARGS) {
+extern "C" __global__ void __launch_bounds__(128, 3) conv_backward_weight_odd(CONV_BACKWARD_WEIGHT_ARGS) {
   conv_backward_weight_body<SmallTile, 1>(dw, x, dy, shape, slice_pixels, add);
 }
 

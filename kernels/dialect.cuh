@@ -108,6 +108,13 @@ __device__ __forceinline__ uint32_t to_tf32(float f) {
   return bits;
 }
 
+// Two floats rounded to bf16 (nearest, ties to even), the first in the low half.
+__device__ __forceinline__ uint32_t bf16_pair(float low, float high) {
+  uint32_t pair;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+}
+
 // ---- whole-warp reductions; every lane receives the result. The butterfly's pairing is part of the contract: the
 // emulator computes the same sums in the same order, bit for bit.
 

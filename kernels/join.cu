@@ -1,18 +1,11 @@
-// Element by element over [rows][C]: sum of two sources, its tangent, and the adjoint of a source. Suffixes: _four handles
-// four channels at a time, _odd one (any channel count, any address).
+// Element by element over [rows][C]: sum of two sources, its tangent, and the adjoint of a source. Suffixes: _wide handles
+// 16 bytes at a time, _odd one number (any channel count, any address); _bf16 for tensors stored as bf16, else float.
+#include "epilogue.cuh"
 #include "shapes.cuh"
-#include "source.cuh"
 
-// Where the i-th run of W elements of [rows][channels] starts, and its channel. Divides in 64 bits only past 2^31.
-template <int W, class F>
-__device__ __forceinline__ void for_each_run(const Rows& shape, F f) {
-  const Divider by_runs(shape.channels / W);
-  const Offset runs = Offset(shape.rows) * by_runs.d;
-  for (Offset i = thread_index(); i < runs; i += thread_count()) {
-    const int c = i < (Offset(1) << 31) ? by_runs.mod(static_cast<int>(i)) : static_cast<int>(i % by_runs.d);
-    f(i * W, c * W);
-  }
-}
+// Grid of all kernels: (ceil(rows/128), ceil(C/(8·W))) blocks of 256; a block owns 128 rows x 8·W channels, a thread W
+// neighbouring channels of four rows; W = 16 bytes (_wide) or 1 (_odd). rows < 2^31 - 256.
+// _wide: C a multiple of W, all pointers 16-byte aligned.
 
 template <int W>
 __device__ __forceinline__ Pack<W> add_packs(Pack<W> a, const Pack<W>& b) {
@@ -20,78 +13,91 @@ __device__ __forceinline__ Pack<W> add_packs(Pack<W> a, const Pack<W>& b) {
   return a;
 }
 
-template <int W>
-__device__ __forceinline__ void join_forward_body(float* y, const Source& a, const Source& b, const Source& mask,
-                                                  const Rows& shape) {
-  for_each_run<W>(shape, [&](Offset at, int c) {
+template <class T, int W>
+__device__ __forceinline__ void join_forward_body(T* y, const Source<T>& a, const Source<T>& b,
+                                                  const Epilogue<T>& epilogue, const Rows& shape) {
+  finish_rows_of<T, W>(y, epilogue, shape.rows, shape.channels, [&](int, Offset at, int c) {
     const Pack<W> u = source_forward(Affine<W>(a, shape.channels, c), a.relu != 0, load_pack<W>(a.x + at));
     const Pack<W> v = source_forward(Affine<W>(b, shape.channels, c), b.relu != 0, load_pack<W>(b.x + at));
-    finish<W>(y, at, shape.channels, c, add_packs(u, v), false, mask);
+    return add_packs(u, v);
   });
 }
 
-// y = a + b, masked
-// y [rows][C]; a, b, mask sources of this geometry, mask.x null for none
-// grid: any number of blocks of 256; a thread owns every (grid·256)-th run of 4 (_four) or 1 (_odd) elements
-// _four: C % 4 == 0, all pointers 16-byte aligned
-extern "C" __global__ void __launch_bounds__(256) join_forward_four(float* y, Source a, Source b, Source mask, Rows shape) {
-  join_forward_body<4>(y, a, b, mask, shape);
+// y = a + b, then the epilogue
+// y [rows][C]; a, b sources of this geometry; epilogue over y
+// grid and limits as above
+#define JOIN_FORWARD_ARGS(T) T *y, Source<T> a, Source<T> b, Epilogue<T> epilogue, Rows shape
+extern "C" __global__ void __launch_bounds__(256, 2) join_forward_wide(JOIN_FORWARD_ARGS(float)) {
+  join_forward_body<float, WIDE<float>>(y, a, b, epilogue, shape);
 }
-extern "C" __global__ void __launch_bounds__(256) join_forward_odd(float* y, Source a, Source b, Source mask, Rows shape) {
-  join_forward_body<1>(y, a, b, mask, shape);
+extern "C" __global__ void __launch_bounds__(256, 2) join_forward_wide_bf16(JOIN_FORWARD_ARGS(__nv_bfloat16)) {
+  join_forward_body<__nv_bfloat16, WIDE<__nv_bfloat16>>(y, a, b, epilogue, shape);
+}
+extern "C" __global__ void __launch_bounds__(256) join_forward_odd(JOIN_FORWARD_ARGS(float)) {
+  join_forward_body<float, 1>(y, a, b, epilogue, shape);
+}
+extern "C" __global__ void __launch_bounds__(256) join_forward_odd_bf16(JOIN_FORWARD_ARGS(__nv_bfloat16)) {
+  join_forward_body<__nv_bfloat16, 1>(y, a, b, epilogue, shape);
 }
 
 // The tangent of a source at one run, reading from memory only what it depends on.
-template <int W>
-__device__ __forceinline__ Pack<W> load_tangent(const Source& s, const Tangent& t, int channels, int c, Offset at) {
+template <class T, int W>
+__device__ __forceinline__ Pack<W> load_tangent(const Source<T>& s, const Tangent<T>& t, int channels, int c, Offset at) {
   Pack<W> x = {}, tx = {};
   if (s.relu || t.slope != nullptr) x = load_pack<W>(s.x + at);
   if (t.tx != nullptr) tx = load_pack<W>(t.tx + at);
   return source_tangent(Affine<W>(s, channels, c), s.relu != 0, Slope<W>(t.slope, channels, c), x, tx);
 }
 
-template <int W>
-__device__ __forceinline__ void join_tangent_body(float* ty, const Source& a, const Tangent& ta, const Source& b,
-                                                  const Tangent& tb, const Source& mask, const Rows& shape) {
-  for_each_run<W>(shape, [&](Offset at, int c) {
-    const Pack<W> u = load_tangent<W>(a, ta, shape.channels, c, at), v = load_tangent<W>(b, tb, shape.channels, c, at);
-    finish<W>(ty, at, shape.channels, c, add_packs(u, v), false, mask);
+template <class T, int W>
+__device__ __forceinline__ void join_tangent_body(T* ty, const Source<T>& a, const Tangent<T>& ta, const Source<T>& b,
+                                                  const Tangent<T>& tb, const Epilogue<T>& epilogue, const Rows& shape) {
+  finish_rows_of<T, W>(ty, epilogue, shape.rows, shape.channels, [&](int, Offset at, int c) {
+    return add_packs(load_tangent<T, W>(a, ta, shape.channels, c, at), load_tangent<T, W>(b, tb, shape.channels, c, at));
   });
 }
 
-// ty = tangent of a + tangent of b, masked
-// ty [rows][C]; a, b, mask sources of this geometry with tangents ta, tb, mask.x null for none
-// grid: any number of blocks of 256; a thread owns every (grid·256)-th run of 4 (_four) or 1 (_odd) elements
-// _four: C % 4 == 0, all pointers 16-byte aligned
-#define JOIN_TANGENT_ARGS float* ty, Source a, Tangent ta, Source b, Tangent tb, Source mask, Rows shape
-extern "C" __global__ void __launch_bounds__(256) join_tangent_four(JOIN_TANGENT_ARGS) {
-  join_tangent_body<4>(ty, a, ta, b, tb, mask, shape);
+// ty = tangent of a + tangent of b, then the epilogue
+// ty [rows][C]; a, b sources of this geometry with tangents ta, tb; epilogue over ty
+// grid and limits as above
+#define JOIN_TANGENT_ARGS(T) T *ty, Source<T> a, Tangent<T> ta, Source<T> b, Tangent<T> tb, Epilogue<T> epilogue, Rows shape
+extern "C" __global__ void __launch_bounds__(256, 2) join_tangent_wide(JOIN_TANGENT_ARGS(float)) {
+  join_tangent_body<float, WIDE<float>>(ty, a, ta, b, tb, epilogue, shape);
 }
-extern "C" __global__ void __launch_bounds__(256) join_tangent_odd(JOIN_TANGENT_ARGS) {
-  join_tangent_body<1>(ty, a, ta, b, tb, mask, shape);
+extern "C" __global__ void __launch_bounds__(256, 2) join_tangent_wide_bf16(JOIN_TANGENT_ARGS(__nv_bfloat16)) {
+  join_tangent_body<__nv_bfloat16, WIDE<__nv_bfloat16>>(ty, a, ta, b, tb, epilogue, shape);
+}
+extern "C" __global__ void __launch_bounds__(256) join_tangent_odd(JOIN_TANGENT_ARGS(float)) {
+  join_tangent_body<float, 1>(ty, a, ta, b, tb, epilogue, shape);
+}
+extern "C" __global__ void __launch_bounds__(256) join_tangent_odd_bf16(JOIN_TANGENT_ARGS(__nv_bfloat16)) {
+  join_tangent_body<__nv_bfloat16, 1>(ty, a, ta, b, tb, epilogue, shape);
 }
 
-template <int W>
-__device__ __forceinline__ void source_backward_body(float* dx, const float* d, const Source& x, const float* slope,
-                                                     const Source& mask, const Rows& shape, int add) {
-  for_each_run<W>(shape, [&](Offset at, int c) {
+template <class T, int W>
+__device__ __forceinline__ void source_backward_body(T* dx, const T* d, const Source<T>& x, const float* slope,
+                                                     const Epilogue<T>& epilogue, const Rows& shape) {
+  finish_rows_of<T, W>(dx, epilogue, shape.rows, shape.channels, [&](int, Offset at, int c) {
     Pack<W> stored = {};
     if (x.relu || slope != nullptr) stored = load_pack<W>(x.x + at);
     const Affine<W> affine(x, shape.channels, c);
-    const Slope<W> coefficients(slope, shape.channels, c);
-    const Pack<W> u = source_adjoint(affine, x.relu != 0, coefficients, stored, load_pack<W>(d + at));
-    finish<W>(dx, at, shape.channels, c, u, add != 0, mask);
+    return source_adjoint(affine, x.relu != 0, Slope<W>(slope, shape.channels, c), stored, load_pack<W>(d + at));
   });
 }
 
-// dx (+)= A·mask·d + B·(x - M) + D, then masked by `mask`
-// dx, d [rows][C]; x, mask sources of this geometry, mask.x null for none; slope [2][C] B, D or null
-// grid: any number of blocks of 256; a thread owns every (grid·256)-th run of 4 (_four) or 1 (_odd) elements
-// _four: C % 4 == 0, all pointers 16-byte aligned
-#define SOURCE_BACKWARD_ARGS float* dx, const float* d, Source x, const float* slope, Source mask, Rows shape, int add
-extern "C" __global__ void __launch_bounds__(256) source_backward_four(SOURCE_BACKWARD_ARGS) {
-  source_backward_body<4>(dx, d, x, slope, mask, shape, add);
+// dx (+)= A·mask·d + B·(x - M) + D, then the epilogue
+// dx, d [rows][C]; x a source of this geometry; slope [2][C] B, D or null; epilogue over dx
+// grid and limits as above
+#define SOURCE_BACKWARD_ARGS(T) T *dx, const T *d, Source<T> x, const float *slope, Epilogue<T> epilogue, Rows shape
+extern "C" __global__ void __launch_bounds__(256, 2) source_backward_wide(SOURCE_BACKWARD_ARGS(float)) {
+  source_backward_body<float, WIDE<float>>(dx, d, x, slope, epilogue, shape);
 }
-extern "C" __global__ void __launch_bounds__(256) source_backward_odd(SOURCE_BACKWARD_ARGS) {
-  source_backward_body<1>(dx, d, x, slope, mask, shape, add);
+extern "C" __global__ void __launch_bounds__(256, 2) source_backward_wide_bf16(SOURCE_BACKWARD_ARGS(__nv_bfloat16)) {
+  source_backward_body<__nv_bfloat16, WIDE<__nv_bfloat16>>(dx, d, x, slope, epilogue, shape);
+}
+extern "C" __global__ void __launch_bounds__(256) source_backward_odd(SOURCE_BACKWARD_ARGS(float)) {
+  source_backward_body<float, 1>(dx, d, x, slope, epilogue, shape);
+}
+extern "C" __global__ void __launch_bounds__(256) source_backward_odd_bf16(SOURCE_BACKWARD_ARGS(__nv_bfloat16)) {
+  source_backward_body<__nv_bfloat16, 1>(dx, d, x, slope, epilogue, shape);
 }

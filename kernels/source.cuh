@@ -1,4 +1,4 @@
-// A Source: relu(A·(x - M) + C), pending on a stored tensor x [rows][channels], and its three evaluation forms
+// A Source: relu(A·(x - M) + C), pending on a tensor x [rows][channels] stored as T, and its three evaluation forms
 //   forward   relu(A·(x - M) + C)
 //   tangent   mask·(A·tx + B·(x - M) + D)
 //   adjoint   A·mask·d + B·(x - M) + D
@@ -7,27 +7,30 @@
 #pragma once
 #include "common.cuh"
 
+template <class T>
 struct Source {
-  const float* x;       // [rows][channels]; as a mask: null for none
+  const T* x;           // [rows][channels]; as a mask: null for none
   const float* affine;  // [3][channels]: A, C, M; null: the identity
   int relu;
   int reserved;
 };
 
+template <class T>
 struct Tangent {
-  const float* tx;     // [rows][channels]; null: zero
+  const T* tx;         // [rows][channels]; null: zero
   const float* slope;  // [2][channels]: B, D; null: zero
 };
 
-static_assert(sizeof(Source) == 24, "twin of KernelSource");
-static_assert(sizeof(Tangent) == 16, "twin of KernelTangent");
+static_assert(sizeof(Source<float>) == 24, "twin of KernelSource");
+static_assert(sizeof(Tangent<float>) == 16, "twin of KernelTangent");
 
 // A, C, M of W channels from c on; the identity is 1, 0, 0, which changes no value.
 template <int W>
 struct Affine {
   Pack<W> scale, shift, centre;
 
-  __device__ __forceinline__ Affine(const Source& s, int channels, int c) {
+  template <class T>
+  __device__ __forceinline__ Affine(const Source<T>& s, int channels, int c) {
     if (s.affine != nullptr) {
       scale = load_pack<W>(s.affine + c);
       shift = load_pack<W>(s.affine + channels + c);
@@ -102,19 +105,4 @@ template <int W>
 __device__ __forceinline__ Pack<W> source_adjoint(const Affine<W>& affine, bool relu, const Slope<W>& slope,
                                                   const Pack<W>& x, const Pack<W>& d) {
   return source_slope(affine, slope, x, source_mask(affine, relu, x, d));
-}
-
-// The end of every output, in this order: (add to what is there) -> mask -> store. `at` is the element offset of the W
-// values in y and in the mask's tensor, which share their geometry.
-template <int W>
-__device__ __forceinline__ void finish(float* y, Offset at, int channels, int c, Pack<W> v, bool add,
-                                       const Source& mask) {
-  if (add) {
-    const Pack<W> old = load_pack<W>(y + at);
-    UNROLL for (int i = 0; i < W; i++) v.v[i] += old.v[i];
-  }
-  if (mask.x != nullptr) {
-    v = source_mask(Affine<W>(mask, channels, c), mask.relu != 0, load_pack<W>(mask.x + at), v);
-  }
-  store_pack<W>(y + at, v);
 }

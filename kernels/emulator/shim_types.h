@@ -14,3 +14,12 @@ inline float __uint_as_float(unsigned u) { return __builtin_bit_cast(float, u); 
 
 struct __nv_bfloat16 { uint16_t bits; };
 inline float __bfloat162float(__nv_bfloat16 b) { return __uint_as_float(static_cast<uint32_t>(b.bits) << 16); }
+// Nearest, ties to even; NaN becomes 0x7fff, as the hardware has it.
+inline __nv_bfloat16 __float2bfloat16_rn(float f) {
+  const uint32_t u = __float_as_uint(f);
+  if ((u & 0x7fffffffu) > 0x7f800000u) return {0x7fff};
+  return {static_cast<uint16_t>((u + 0x7fffu + (u >> 16 & 1)) >> 16)};
+}
+inline uint32_t bf16_pair(float low, float high) {
+  return static_cast<uint32_t>(__float2bfloat16_rn(high).bits) << 16 | __float2bfloat16_rn(low).bits;
+}

@@ -124,20 +124,32 @@ pub fn with_device<V: Visitor>(
     match (resolve(choice, precision), precision) {
         (DeviceChoice::Cpu | DeviceChoice::Auto, Precision::F32) => visitor.visit(Cpu::<f32>::new(threads)?),
         (DeviceChoice::Cpu | DeviceChoice::Auto, Precision::F64) => visitor.visit(Cpu::<f64>::new(threads)?),
+        (DeviceChoice::Cpu | DeviceChoice::Auto, Precision::Tf32 | Precision::Bf16) => Err(Error::config(
+            "--precision on cpu",
+            "f32 or f64",
+            precision.name(),
+            "",
+        )),
         (device, Precision::F64) => Err(Error::config(
             format!("--precision on {device}"),
             "f32",
             "f64",
             "f64 is computed on the CPU alone: add --device cpu",
         )),
-        (DeviceChoice::Cuda(ordinal), Precision::F32) => visitor.visit(Cuda::new(ordinal as usize)?),
-        (DeviceChoice::Emulator, Precision::F32) => visitor.visit(Cuda::emulator()?),
-        (device, Precision::Tf32 | Precision::Bf16) => Err(Error::config(
-            format!("--precision on {device}"),
-            "f32 or f64",
-            precision.name(),
-            "",
-        )),
+        (device, precision) => {
+            let ordinal = match device {
+                DeviceChoice::Cuda(ordinal) => ordinal as usize,
+                _ => {
+                    cuda::driver::load_emulator()?;
+                    0
+                }
+            };
+            match precision {
+                Precision::Tf32 => visitor.visit(Cuda::tf32(ordinal)?),
+                Precision::Bf16 => visitor.visit(Cuda::bf16(ordinal)?),
+                Precision::F32 | Precision::F64 => visitor.visit(Cuda::new(ordinal)?),
+            }
+        }
     }
 }
 

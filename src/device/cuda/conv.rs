@@ -1,112 +1,35 @@
-//! Launches of kernels/conv.cu, conv_weight.cu and per_sample.cu.
+//! Launches of kernels/conv.cu, conv_mma.cu, conv_weight.cu, conv_weight_mma.cu, per_sample.cu and filters.cu. The kernels of
+//! one operation take the same arguments whatever they multiply; those on tensor cores want their filters prepared.
 
-use super::kernels::{Kernel, grid2, launch, limit, strided};
-use super::memory::{Aligned, input, mask, optional, output, scratch, source, tangent};
-use super::{Arena, Cuda, norm};
-use crate::device::{Conv, ConvShape, Epilogue, Mem, Prepared, Rows, Tangent, Write};
+use super::format::{Operands, Storage};
+use super::kernels::{grid, launch, strided};
+use super::launcher::Launcher;
+use super::memory::{
+    Aligned, In, NONE, epilogue, input, optional, output, scratch, source, stored, stored_output, tangent,
+    wide,
+};
+use super::norm::{self, TILE_ROWS};
+use super::tile::Plan;
+use super::{Arena, Cuda};
+use crate::device::{ALIGN, Conv, ConvShape, Epilogue, Mem, Prepared, Rows, Sums, Tangent, Write};
 use crate::{Error, Result};
 
-/// Size of a block's part of the output; twins of LargeTile and SmallTile in kernels/conv_tile.cuh.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Tile {
-    /// 128 x 64.
-    Large,
-    /// 64 x 32.
-    Small,
-}
-
-impl Tile {
-    fn edges(self) -> (usize, usize) {
-        match self {
-            Tile::Large => (128, 64),
-            Tile::Small => (64, 32),
-        }
-    }
-
-    /// Blocks that cover an output.
-    fn blocks(self, rows: usize, columns: usize) -> usize {
-        let (m, n) = self.edges();
-        rows.div_ceil(m) * columns.div_ceil(n)
-    }
-
-    /// The large tile where it leaves a GPU full and is itself filled.
-    fn choose(rows: usize, columns: usize, slices: usize) -> Tile {
-        let full = columns > 32 && Tile::Large.blocks(rows, columns) * slices >= 128;
-        if full { Tile::Large } else { Tile::Small }
-    }
-
-    fn threads(self) -> (u32, u32) {
-        match self {
-            Tile::Large => (256, 1),
-            Tile::Small => (128, 1),
-        }
-    }
-}
-
-/// What [`Cuda`] decides for a node. It depends on the geometry alone, so that the bits of a run do not depend on what
-/// else the GPU is doing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Plan {
-    forward: Tile,
-    backward_input: Tile,
-    backward_weight: Tile,
-    /// Output pixels of one slice of the backward pass to the filters.
-    slice_pixels: usize,
-}
-
-impl Plan {
-    /// For nodes without a choice.
-    pub(super) const NONE: Plan = Plan {
-        forward: Tile::Small,
-        backward_input: Tile::Small,
-        backward_weight: Tile::Small,
-        slice_pixels: 0,
-    };
-
-    fn slices(&self, shape: &ConvShape) -> usize {
-        shape.y_rows().div_ceil(self.slice_pixels)
-    }
-}
-
-/// Filter elements (r, s, c): the rows of the weight gradient's tiles.
-fn elements(shape: &ConvShape) -> usize {
-    shape.taps() * shape.c as usize
-}
-
-pub(super) fn prepare(shape: &ConvShape) -> Result<Prepared<Plan>> {
-    let (pixels, filters) = (shape.y_rows(), shape.k as usize);
-    if shape.x_len() == 0 || shape.y_len() == 0 || shape.taps() == 0 {
-        return Err(Error::Internal(format!("convolution over {shape:?}")));
-    }
-    for (what, value) in [
-        ("N·H·W", shape.x_rows()),
-        ("N·P·Q", pixels),
-        ("R·S·C", elements(shape)),
-        ("R·S·K", shape.taps() * filters),
-    ] {
-        limit("convolution", what, value)?;
-    }
-    // Enough slices that every multiprocessor of a large GPU has several blocks, none shorter than 64 pixels.
-    let slices_of = |tile: Tile| {
-        512usize
-            .div_ceil(tile.blocks(elements(shape), filters))
-            .min(pixels.div_ceil(64))
-    };
-    let backward_weight = Tile::choose(elements(shape), filters, slices_of(Tile::Large));
-    let slice_pixels = pixels.div_ceil(slices_of(backward_weight)).next_multiple_of(16);
-    let plan = Plan {
-        forward: Tile::choose(pixels, filters, 1),
-        backward_input: Tile::choose(shape.x_rows(), shape.c as usize, 1),
-        backward_weight,
-        slice_pixels,
-    };
+pub(super) fn prepare(shape: &ConvShape, operands: Operands) -> Result<Prepared<Plan>> {
+    let plan = Plan::new(shape, operands)?;
     let slices = plan.slices(shape);
     let weight = if slices > 1 { slices * shape.w_len() } else { 0 };
     let bias = norm::partials_len(y_rows(shape));
-    let contract = shape.y_rows() * filters.div_ceil(32);
+    let contract = shape.y_rows() * (shape.k as usize).div_ceil(32);
+    let bytes = size_of::<f32>();
+    let filters = match operands {
+        Operands::F32 => 0,
+        Operands::Tf32 | Operands::Bf16 => (2 * rows_bytes(shape, operands))
+            .max(classes_bytes(shape, operands))
+            .next_multiple_of(ALIGN),
+    };
     Ok(Prepared {
         saved_bytes: 0,
-        scratch_bytes: weight.max(bias).max(contract) * size_of::<f32>(),
+        scratch_bytes: (weight * bytes).max(bias * bytes).max(filters + contract * bytes),
         algorithm: plan,
     })
 }
@@ -125,127 +48,190 @@ fn y_rows(shape: &ConvShape) -> Rows {
     }
 }
 
-/// The three kernels of one operation.
-struct Variants<'a> {
-    large: &'a Kernel,
-    small: &'a Kernel,
-    odd: &'a Kernel,
+// ---- filters for tensor cores
+
+/// Bytes of a row of `depth` numbers in whole 16-byte chunks: twin of filter_pitch in kernels/conv_index.cuh.
+fn pitch_bytes(depth: usize, operands: Operands) -> usize {
+    (depth * operands.storage().bytes()).next_multiple_of(16)
 }
 
-impl<'a> Variants<'a> {
-    /// The kernel for a tile, and the tile it really has: four channels at a time need aligned operands.
-    fn pick(&self, tile: Tile, vector: bool) -> (&'a Kernel, Tile) {
-        match (vector, tile) {
-            (true, Tile::Large) => (self.large, Tile::Large),
-            (true, Tile::Small) => (self.small, Tile::Small),
-            (false, _) => (self.odd, Tile::Small),
-        }
+/// Bytes of the filters as forward, tangent and contraction want them.
+fn rows_bytes(shape: &ConvShape, operands: Operands) -> usize {
+    shape.k as usize * pitch_bytes(shape.taps() * shape.c as usize, operands)
+}
+
+/// Bytes of the filters as backward-input wants them: those of every parity class. Twin of class_filters in
+/// kernels/conv_index.cuh.
+fn classes_bytes(shape: &ConvShape, operands: Operands) -> usize {
+    let taps = |class: i32, taps: i32| {
+        let first = (class + shape.pad) % shape.stride;
+        (taps - first)
+            .max(0)
+            .unsigned_abs()
+            .div_ceil(shape.stride.unsigned_abs()) as usize
+    };
+    let classes = (0..shape.stride).flat_map(|h| (0..shape.stride).map(move |w| (h, w)));
+    let pitch = |(h, w)| pitch_bytes(taps(h, shape.r) * taps(w, shape.s) * shape.k as usize, operands);
+    shape.c as usize * classes.map(pitch).sum::<usize>()
+}
+
+/// The kernel of a pair for operands on tensor cores.
+fn for_operands<T>(operands: Operands, [tf32, bf16]: &[T; 2]) -> &T {
+    match operands.storage() {
+        Storage::F32 => tf32,
+        Storage::Bf16 => bf16,
     }
 }
 
-macro_rules! variants {
-    ($cuda:expr, $large:ident, $small:ident, $odd:ident) => {{
-        let kernels = &$cuda.kernels;
-        Variants {
-            large: &kernels.$large,
-            small: &kernels.$small,
-            odd: &kernels.$odd,
-        }
-    }};
+/// Memory for prepared filters at the start of a scratch.
+fn filter_space(space: Mem<Cuda>, bytes: usize) -> Result<super::memory::Out> {
+    let out = scratch::<u8>("scratch", space, bytes)?;
+    if !out.aligned() {
+        return Err(Error::Internal("a scratch that is not 16-byte aligned".into()));
+    }
+    Ok(out)
 }
 
-fn fours(channels: i32) -> bool {
-    channels % 4 == 0
+/// The filters w (and tw) as the kernels of the plan read them with the depth (r, s, c).
+fn filter_rows(cuda: &Launcher, conv: &Conv<Cuda>, w: In, tw: Option<In>) -> Result<(In, In)> {
+    let (shape, operands) = (conv.shape, conv.prepared.algorithm.operands);
+    if operands == Operands::F32 {
+        return Ok((w, tw.unwrap_or(NONE)));
+    }
+    let bytes = rows_bytes(shape, operands);
+    let count = 1 + u32::from(tw.is_some());
+    let out = filter_space(conv.scratch, count as usize * bytes)?;
+    let prepared = (out.read(), In(out.0 + bytes as u64));
+    let (tw, filters, depth) = (
+        tw.unwrap_or(NONE),
+        shape.k,
+        (shape.taps() * shape.c as usize) as i32,
+    );
+    let mut grid = strided(bytes / 16);
+    grid.grid_dim.1 = count;
+    let kernel = for_operands(operands, &cuda.kernels.filter_rows);
+    // SAFETY: types as in filters.cu; the scratch holds `count` prepared filters.
+    unsafe { launch!(cuda, kernel, grid, out, w, tw, filters, depth) }?;
+    Ok(prepared)
 }
+
+/// The filters w as backward-input reads them.
+fn filter_classes(cuda: &Launcher, conv: &Conv<Cuda>, w: In) -> Result<In> {
+    let (shape, operands) = (*conv.shape, conv.prepared.algorithm.operands);
+    if operands == Operands::F32 {
+        return Ok(w);
+    }
+    let bytes = classes_bytes(&shape, operands);
+    let out = filter_space(conv.scratch, bytes)?;
+    let prepared = out.read();
+    let classes = (shape.stride * shape.stride) as u32;
+    let mut grid = strided(bytes / 16 / classes as usize);
+    grid.grid_dim.1 = classes;
+    let kernel = for_operands(operands, &cuda.kernels.filter_classes);
+    // SAFETY: types as in filters.cu; the scratch holds the filters of all classes.
+    unsafe { launch!(cuda, kernel, grid, out, w, shape) }?;
+    Ok(prepared)
+}
+
+// ---- the operations
 
 pub(super) fn forward(
-    cuda: &Cuda,
+    cuda: &Launcher,
     conv: Conv<Cuda>,
     y: Mem<Cuda>,
     w: Mem<Cuda>,
     bias: Option<Mem<Cuda>>,
-    epilogue: Epilogue<Arena>,
+    end: Epilogue<Arena>,
 ) -> Result<()> {
-    let shape = *conv.shape;
-    let out = output::<f32>("y", y, shape.y_len())?;
-    let x = source("x", conv.x, x_rows(&shape))?;
+    let (shape, plan) = (*conv.shape, conv.prepared.algorithm);
+    let storage = plan.operands.storage();
+    let out = stored_output(storage, "y", y, shape.y_len())?;
+    let x = source(storage, "x", conv.x, x_rows(&shape))?;
     let w = input::<f32>("w", w, shape.w_len())?;
     let bias = optional::<f32>("bias", bias, shape.k as usize)?;
-    let mask = mask(&epilogue, y_rows(&shape))?;
-    let vector = fours(shape.c) && out.aligned() && x.aligned() && w.aligned() && mask.aligned();
-    let variants = variants!(cuda, conv_forward_large, conv_forward_small, conv_forward_odd);
-    let (kernel, tile) = variants.pick(conv.prepared.algorithm.forward, vector);
-    let grid = grid2(tile.blocks(shape.y_rows(), shape.k as usize), 1, tile.threads())?;
-    // SAFETY: types as in conv.cu; lengths checked above and sizes by `prepare`, the kernel stays inside both.
-    unsafe { launch!(cuda, *kernel, grid, out, x, w, bias, mask, shape) }?;
-    norm::sums(cuda, y_rows(&shape), y, epilogue.sums)
+    let end = epilogue(storage, &end, y_rows(&shape), &out, Write::Set)?;
+    let (w, _) = filter_rows(cuda, &conv, w, None)?;
+    let vector = wide(storage, shape.c, &[&x, &w]) && (plan.operands == Operands::F32 || end.wide());
+    let (kernel, tile) = plan.pick(plan.forward, vector, &cuda.kernels.conv_forward);
+    let grid = plan.grid(tile, (shape.y_rows(), shape.k as usize), 1)?;
+    // SAFETY: types as in conv.cu, conv_mma.cu; lengths checked above and sizes by `prepare`, the kernel stays inside both.
+    unsafe { launch!(cuda, kernel, grid, out, x, w, bias, end, shape) }
 }
 
 #[allow(clippy::too_many_arguments)]
 pub(super) fn forward_tangent(
-    cuda: &Cuda,
+    cuda: &Launcher,
     conv: Conv<Cuda>,
     ty: Mem<Cuda>,
     tx: Tangent<Arena>,
     w: Mem<Cuda>,
     tw: Mem<Cuda>,
     tbias: Option<Mem<Cuda>>,
-    epilogue: Epilogue<Arena>,
+    end: Epilogue<Arena>,
 ) -> Result<()> {
-    let shape = *conv.shape;
-    let out = output::<f32>("ty", ty, shape.y_len())?;
-    let x = source("x", conv.x, x_rows(&shape))?;
-    let tx = tangent(tx, x_rows(&shape))?;
+    let (shape, plan) = (*conv.shape, conv.prepared.algorithm);
+    let storage = plan.operands.storage();
+    let out = stored_output(storage, "ty", ty, shape.y_len())?;
+    let x = source(storage, "x", conv.x, x_rows(&shape))?;
+    let tx = tangent(storage, tx, x_rows(&shape))?;
     let w = input::<f32>("w", w, shape.w_len())?;
     let tw = input::<f32>("tw", tw, shape.w_len())?;
     let tbias = optional::<f32>("tbias", tbias, shape.k as usize)?;
-    let mask = mask(&epilogue, y_rows(&shape))?;
-    let operands: [&dyn Aligned; 6] = [&out, &x, &tx, &w, &tw, &mask];
-    let vector = fours(shape.c) && operands.iter().all(|operand| operand.aligned());
-    let variants = variants!(cuda, conv_tangent_large, conv_tangent_small, conv_tangent_odd);
-    let (kernel, tile) = variants.pick(conv.prepared.algorithm.forward, vector);
-    let grid = grid2(tile.blocks(shape.y_rows(), shape.k as usize), 1, tile.threads())?;
-    // SAFETY: types as in conv.cu; lengths checked above and sizes by `prepare`, the kernel stays inside both.
-    unsafe { launch!(cuda, *kernel, grid, out, x, tx, w, tw, tbias, mask, shape) }?;
-    norm::sums(cuda, y_rows(&shape), ty, epilogue.sums)
+    let end = epilogue(storage, &end, y_rows(&shape), &out, Write::Set)?;
+    let (w, tw) = filter_rows(cuda, &conv, w, Some(tw))?;
+    let vector =
+        wide(storage, shape.c, &[&x, &tx, &w, &tw]) && (plan.operands == Operands::F32 || end.wide());
+    let (kernel, tile) = plan.pick(plan.forward, vector, &cuda.kernels.conv_tangent);
+    let grid = plan.grid(tile, (shape.y_rows(), shape.k as usize), 1)?;
+    // SAFETY: types as in conv.cu, conv_mma.cu; lengths checked above and sizes by `prepare`, the kernel stays inside both.
+    unsafe { launch!(cuda, kernel, grid, out, x, tx, w, tw, tbias, end, shape) }
 }
 
 pub(super) fn backward_input(
-    cuda: &Cuda,
+    cuda: &Launcher,
     conv: Conv<Cuda>,
     d: Mem<Cuda>,
     write: Write,
     dy: Mem<Cuda>,
     w: Mem<Cuda>,
-    epilogue: Epilogue<Arena>,
+    mut end: Epilogue<Arena>,
 ) -> Result<()> {
-    let shape = *conv.shape;
-    let out = output::<f32>("d", d, shape.x_len())?;
-    let dy = input::<f32>("dy", dy, shape.y_len())?;
+    let (shape, plan) = (*conv.shape, conv.prepared.algorithm);
+    let storage = plan.operands.storage();
+    let out = stored_output(storage, "d", d, shape.x_len())?;
+    let dy = stored(storage, "dy", dy, shape.y_len())?;
     let w = input::<f32>("w", w, shape.w_len())?;
-    let mask = mask(&epilogue, x_rows(&shape))?;
-    let operands: [&dyn Aligned; 4] = [&out, &dy, &w, &mask];
-    let vector = fours(shape.c) && fours(shape.k) && operands.iter().all(|operand| operand.aligned());
-    let variants = variants!(
-        cuda,
-        conv_backward_input_large,
-        conv_backward_input_small,
-        conv_backward_input_odd
-    );
-    let (kernel, tile) = variants.pick(conv.prepared.algorithm.backward_input, vector);
+    // Sums of parity classes without whole tiles take a pass of their own.
+    let mut later = Sums::None;
+    if !tiles_are_whole(&shape) {
+        std::mem::swap(&mut later, &mut end.sums);
+    }
+    let end = epilogue(storage, &end, x_rows(&shape), &out, write)?;
+    let w = filter_classes(cuda, &conv, w)?;
+    let vector = shape.c as usize % storage.wide() == 0
+        && wide(storage, shape.k, &[&dy, &w])
+        && (plan.operands == Operands::F32 || end.wide());
+    let (kernel, tile) = plan.pick(plan.backward_input, vector, &cuda.kernels.conv_backward_input);
     // Parity class 0 is the largest.
     let class_edge = |edge: i32| (edge as usize).div_ceil(shape.stride as usize);
     let pixels = shape.n as usize * class_edge(shape.h) * class_edge(shape.w);
     let classes = (shape.stride * shape.stride) as usize;
-    let grid = grid2(tile.blocks(pixels, shape.c as usize), classes, tile.threads())?;
-    let add = i32::from(write == Write::Add);
-    // SAFETY: types as in conv.cu; lengths checked above and sizes by `prepare`, the kernel stays inside both.
-    unsafe { launch!(cuda, *kernel, grid, out, dy, w, mask, shape, add) }?;
-    norm::sums(cuda, x_rows(&shape), d, epilogue.sums)
+    let grid = plan.grid(tile, (pixels, shape.c as usize), classes)?;
+    // SAFETY: types as in conv.cu, conv_mma.cu; lengths checked above and sizes by `prepare`, the kernel stays inside both.
+    unsafe { launch!(cuda, kernel, grid, out, dy, w, end, shape) }?;
+    norm::sums(cuda, storage, x_rows(&shape), d, later)
+}
+
+/// Whether the tiles of backward-input's parity classes, one class after the other, are as many and as long as those that
+/// the tensor's sums are made of.
+fn tiles_are_whole(shape: &ConvShape) -> bool {
+    let pixels = (shape.n * (shape.h / shape.stride) * (shape.w / shape.stride)) as usize;
+    let equal = shape.h % shape.stride == 0 && shape.w % shape.stride == 0;
+    shape.stride == 1 || equal && pixels.is_multiple_of(TILE_ROWS)
 }
 
 pub(super) fn backward_weight(
-    cuda: &Cuda,
+    cuda: &Launcher,
     conv: Conv<Cuda>,
     dw: Mem<Cuda>,
     dbias: Option<Mem<Cuda>>,
@@ -253,9 +239,10 @@ pub(super) fn backward_weight(
     dy: Mem<Cuda>,
 ) -> Result<()> {
     let (shape, plan) = (*conv.shape, conv.prepared.algorithm);
+    let storage = plan.operands.storage();
     let out = output::<f32>("dw", dw, shape.w_len())?;
-    let x = source("x", conv.x, x_rows(&shape))?;
-    let adjoint = input::<f32>("dy", dy, shape.y_len())?;
+    let x = source(storage, "x", conv.x, x_rows(&shape))?;
+    let adjoint = stored(storage, "dy", dy, shape.y_len())?;
     let slices = plan.slices(&shape);
     let add = i32::from(write == Write::Add);
     // One slice writes dw itself; several write partial filters.
@@ -265,25 +252,16 @@ pub(super) fn backward_weight(
         out.again()
     };
     let partial_add = if slices > 1 { 0 } else { add };
-    let vector = fours(shape.c) && fours(shape.k) && x.aligned() && adjoint.aligned() && partial.aligned();
-    let variants = variants!(
-        cuda,
-        conv_backward_weight_large,
-        conv_backward_weight_small,
-        conv_backward_weight_odd
-    );
-    let (kernel, tile) = variants.pick(plan.backward_weight, vector);
-    let grid = grid2(
-        tile.blocks(elements(&shape), shape.k as usize),
-        slices,
-        tile.threads(),
-    )?;
+    let vector = shape.c as usize % storage.wide() == 0 && wide(storage, shape.k, &[&x, &adjoint, &partial]);
+    let (kernel, tile) = plan.pick(plan.backward_weight, vector, &cuda.kernels.conv_backward_weight);
+    let grid = plan.weight_grid(tile, &shape)?;
     let slice_pixels = plan.slice_pixels as i32;
-    // SAFETY: types as in conv_weight.cu; the slices cover the pixels exactly once and their filters fit the scratch.
+    // SAFETY: types as in conv_weight.cu, conv_weight_mma.cu; the slices cover the pixels exactly once and their filters fit
+    // the scratch.
     unsafe {
         launch!(
             cuda,
-            *kernel,
+            kernel,
             grid,
             partial,
             x,
@@ -295,61 +273,47 @@ pub(super) fn backward_weight(
     }?;
     if slices > 1 {
         let (partial, len, slices) = (partial.read(), shape.w_len() as i64, slices as i32);
+        let (kernel, grid) = (&cuda.kernels.sum_slices, strided(shape.w_len()));
         // SAFETY: types as in conv_weight.cu; partial holds `slices` filters, out one.
-        unsafe {
-            launch!(
-                cuda,
-                cuda.kernels.sum_slices,
-                strided(shape.w_len()),
-                out,
-                partial,
-                len,
-                slices,
-                add
-            )
-        }?;
+        unsafe { launch!(cuda, kernel, grid, out, partial, len, slices, add) }?;
     }
     match dbias {
-        Some(dbias) => norm::column_sums(cuda, y_rows(&shape), dbias, dy, conv.scratch, write),
+        Some(dbias) => norm::column_sums(cuda, storage, y_rows(&shape), dbias, dy, conv.scratch, write),
         None => Ok(()),
     }
 }
 
 pub(super) fn contract(
-    cuda: &Cuda,
+    cuda: &Launcher,
     conv: Conv<Cuda>,
     out: Mem<Cuda>,
     dy: Mem<Cuda>,
     tw: Mem<Cuda>,
     tbias: Option<Mem<Cuda>>,
 ) -> Result<()> {
-    let shape = *conv.shape;
+    let (shape, plan) = (*conv.shape, conv.prepared.algorithm);
+    let storage = plan.operands.storage();
     let out = output::<f32>("out", out, shape.n as usize)?;
-    let x = source("x", conv.x, x_rows(&shape))?;
-    let dy = input::<f32>("dy", dy, shape.y_len())?;
+    let x = source(storage, "x", conv.x, x_rows(&shape))?;
+    let dy = stored(storage, "dy", dy, shape.y_len())?;
     let tw = input::<f32>("tw", tw, shape.w_len())?;
     let tbias = optional::<f32>("tbias", tbias, shape.k as usize)?;
-    let vector = fours(shape.c) && x.aligned() && tw.aligned();
-    let variants = variants!(cuda, conv_contract_large, conv_contract_small, conv_contract_odd);
-    let (kernel, tile) = variants.pick(conv.prepared.algorithm.forward, vector);
-    let tiles = (shape.k as usize).div_ceil(tile.edges().1);
-    let partial = scratch::<f32>("scratch", conv.scratch, tiles * shape.y_rows())?;
-    let grid = grid2(tile.blocks(shape.y_rows(), shape.k as usize), 1, tile.threads())?;
+    let (tw, _) = filter_rows(cuda, &conv, tw, None)?;
+    let vector = wide(storage, shape.c, &[&x, &tw]);
+    let (kernel, tile) = plan.pick(plan.forward, vector, &cuda.kernels.conv_contract);
+    let tiles = (shape.k as usize).div_ceil(plan.columns(tile));
+    // Behind the prepared filters.
+    let used = match plan.operands {
+        Operands::F32 => 0,
+        Operands::Tf32 | Operands::Bf16 => rows_bytes(&shape, plan.operands).next_multiple_of(ALIGN),
+    };
+    let space = conv.scratch.slice(used, conv.scratch.bytes - used);
+    let partial = scratch::<f32>("scratch", space, tiles * shape.y_rows())?;
+    let tiled = plan.grid(tile, (shape.y_rows(), shape.k as usize), 1)?;
     // SAFETY: types as in per_sample.cu; lengths checked above, scratch for one value per filter tile and pixel.
-    unsafe { launch!(cuda, *kernel, grid, partial, x, dy, tw, tbias, shape) }?;
+    unsafe { launch!(cuda, kernel, tiled, partial, x, dy, tw, tbias, shape) }?;
     let (partial, pixels, tiles) = (partial.read(), shape.p() * shape.q(), tiles as i32);
-    let grid = super::kernels::grid(shape.n as usize, 256)?;
+    let (kernel, grid) = (&cuda.kernels.sum_samples, grid(shape.n as usize, 256)?);
     // SAFETY: types as in per_sample.cu; partial holds tiles·n·pixels values, out n.
-    unsafe {
-        launch!(
-            cuda,
-            cuda.kernels.sum_samples,
-            grid,
-            out,
-            partial,
-            shape.n,
-            pixels,
-            tiles
-        )
-    }
+    unsafe { launch!(cuda, kernel, grid, out, partial, shape.n, pixels, tiles) }
 }

@@ -2,8 +2,8 @@
 
 use cudarc::driver::{CudaGraph, sys};
 
-use super::Cuda;
 use super::driver::device_error;
+use super::{Activation, Cuda};
 use crate::{Error, Result};
 
 /// Recorded operations. It holds the addresses of their operands and keeps none of them alive: the arenas must outlive it.
@@ -22,7 +22,7 @@ impl Graph {
     }
 }
 
-impl Cuda {
+impl<A: Activation> Cuda<A> {
     /// Records the operations that `step` asks for, without running them. `step` must not allocate, upload,
     /// download or wait.
     /// No other thread may use the device meanwhile: its operations would be recorded too.
@@ -31,12 +31,13 @@ impl Cuda {
     /// - Every arena that the recorded operations use outlives the last [`Graph::launch`].
     pub unsafe fn capture(&self, step: impl FnOnce() -> Result<()>) -> Result<Graph> {
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-        self.stream
+        self.gpu
+            .stream
             .begin_capture(mode)
             .map_err(|error| device_error("graph capture", error))?;
         let outcome = step();
         // Ended in any case: a stream that captures can do nothing else.
-        let graph = self.stream.end_capture(sys::CUgraphInstantiate_flags(0));
+        let graph = self.gpu.stream.end_capture(sys::CUgraphInstantiate_flags(0));
         outcome?;
         let empty = || Error::Internal("a capture without operations".into());
         Ok(Graph(

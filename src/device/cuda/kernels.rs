@@ -38,6 +38,14 @@ impl Kernel {
         })
     }
 
+    /// Lets a launch ask for `bytes` bytes of dynamic shared memory: above 48 KiB the driver wants to be told.
+    pub fn allow_shared(&self, bytes: u32) -> Result<()> {
+        let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        self.function
+            .set_attribute(attribute, bytes as i32)
+            .map_err(|error| device_error(format!("kernel {}", self.name), error))
+    }
+
     /// Fails unless the arguments of a launch have the sizes of the kernel's parameters.
     pub fn check(&self, arguments: &[usize]) -> Result<()> {
         if arguments != self.parameters {
@@ -51,37 +59,72 @@ impl Kernel {
 }
 
 macro_rules! kernels {
-    ($($name:ident)+) => {
-        /// Every kernel of `kernels/*.cu`.
+    ($($name:ident)+; $($group:ident: $($member:ident)+;)+) => {
+        /// Every kernel of `kernels/*.cu`; variants of one operation as an array, in the order of the table below.
         #[derive(Debug)]
         pub(super) struct Kernels {
             $(pub $name: Kernel,)+
+            $(pub $group: [Kernel; [$(stringify!($member)),+].len()],)+
         }
 
         impl Kernels {
             #[cfg(test)]
-            pub const NAMES: &[&str] = &[$(stringify!($name)),+];
+            pub const NAMES: &[&str] = &[$(stringify!($name),)+ $($(stringify!($member),)+)+];
 
             pub fn load(module: &Arc<CudaModule>) -> Result<Self> {
-                Ok(Kernels { $($name: Kernel::load(module, stringify!($name))?,)+ })
+                Ok(Kernels {
+                    $($name: Kernel::load(module, stringify!($name))?,)+
+                    $($group: [$(Kernel::load(module, stringify!($member))?),+],)+
+                })
             }
         }
     };
 }
 
 kernels! {
-    conv_forward_large conv_forward_small conv_forward_odd
-    conv_tangent_large conv_tangent_small conv_tangent_odd
-    conv_backward_input_large conv_backward_input_small conv_backward_input_odd
-    conv_backward_weight_large conv_backward_weight_small conv_backward_weight_odd sum_slices
-    conv_contract_large conv_contract_small conv_contract_odd sum_samples
-    moments_partial dot_partial column_sums
-    norm_forward_batch norm_forward_running norm_tangent norm_backward norm_contract
-    join_forward_four join_forward_odd join_tangent_four join_tangent_odd source_backward_four source_backward_odd
-    pool_forward pool_tangent pool_backward
+    sum_slices sum_samples column_sums
+    norm_forward_batch norm_forward_running norm_tangent norm_backward
     pseudo_labels cross_entropy cross_entropy_backward tangent_dot weights
-    lookahead squares_partial norm_finish sgd
-    augment echo_shapes
+    lookahead squares_partial norm_finish sgd echo_shapes;
+
+    // Operands f32, tf32, bf16 x tile large, small, any operands: `Plan::pick`.
+    conv_forward:
+        conv_forward_large conv_forward_small conv_forward_odd
+        conv_forward_large_tf32 conv_forward_small_tf32 conv_forward_odd_tf32
+        conv_forward_large_bf16 conv_forward_small_bf16 conv_forward_odd_bf16;
+    conv_tangent:
+        conv_tangent_large conv_tangent_small conv_tangent_odd
+        conv_tangent_large_tf32 conv_tangent_small_tf32 conv_tangent_odd_tf32
+        conv_tangent_large_bf16 conv_tangent_small_bf16 conv_tangent_odd_bf16;
+    conv_backward_input:
+        conv_backward_input_large conv_backward_input_small conv_backward_input_odd
+        conv_backward_input_large_tf32 conv_backward_input_small_tf32 conv_backward_input_odd_tf32
+        conv_backward_input_large_bf16 conv_backward_input_small_bf16 conv_backward_input_odd_bf16;
+    conv_backward_weight:
+        conv_backward_weight_large conv_backward_weight_small conv_backward_weight_odd
+        conv_backward_weight_large_tf32 conv_backward_weight_small_tf32 conv_backward_weight_odd_tf32
+        conv_backward_weight_large_bf16 conv_backward_weight_small_bf16 conv_backward_weight_odd_bf16;
+    conv_contract:
+        conv_contract_large conv_contract_small conv_contract_odd
+        conv_contract_large_tf32 conv_contract_small_tf32 conv_contract_odd_tf32
+        conv_contract_large_bf16 conv_contract_small_bf16 conv_contract_odd_bf16;
+
+    // Operands tf32, bf16.
+    filter_rows: filter_rows_tf32 filter_rows_bf16;
+    filter_classes: filter_classes_tf32 filter_classes_bf16;
+
+    // Storage f32, bf16 x 16 bytes at a time, any operands: `Storage::pick_width`.
+    channel_sums: channel_sums_wide channel_sums_odd channel_sums_wide_bf16 channel_sums_odd_bf16;
+    join_forward: join_forward_wide join_forward_odd join_forward_wide_bf16 join_forward_odd_bf16;
+    join_tangent: join_tangent_wide join_tangent_odd join_tangent_wide_bf16 join_tangent_odd_bf16;
+    source_backward: source_backward_wide source_backward_odd source_backward_wide_bf16 source_backward_odd_bf16;
+    pool_backward: pool_backward_wide pool_backward_odd pool_backward_wide_bf16 pool_backward_odd_bf16;
+
+    // Storage f32, bf16: `Storage::pick`.
+    pool_forward: pool_forward pool_forward_bf16;
+    pool_tangent: pool_tangent pool_tangent_bf16;
+    norm_contract: norm_contract norm_contract_bf16;
+    augment: augment augment_bf16;
 }
 
 /// Launches a kernel: `launch!(cuda, kernel, config, arguments…)`, arguments by value in the kernel's order.
@@ -141,5 +184,20 @@ pub(super) fn strided(work: usize) -> LaunchConfig {
         grid_dim: (work.div_ceil(256).clamp(1, 4096) as u32, 1, 1),
         block_dim: (256, 1, 1),
         shared_mem_bytes: 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The table has every kernel of kernels/*.cu and no other.
+    #[test]
+    fn table_is_complete() {
+        let mut table = Kernels::NAMES.to_vec();
+        let mut sources = super::super::driver::KERNEL_NAMES.to_vec();
+        table.sort_unstable();
+        sources.sort_unstable();
+        assert_eq!(table, sources);
     }
 }

@@ -2,8 +2,8 @@
 
 use cudarc::driver::{CudaContext, result, sys};
 
-use super::check_support;
 use super::driver::{self, device_error};
+use super::launcher::check_support;
 use crate::Result;
 
 /// A GPU as the driver describes it.

@@ -1,6 +1,7 @@
 //! Launches of kernels/loss.cu and weights.cu.
 
 use super::kernels::{grid, launch, limit};
+use super::launcher::Launcher;
 use super::memory::{NONE, input, output, targets};
 use super::{Arena, Cuda};
 use crate::device::{LossShape, Mem, Normalise, StepParams, Targets};
@@ -16,7 +17,12 @@ fn extent(shape: LossShape) -> Result<(usize, usize, cudarc::driver::LaunchConfi
     Ok((entries, entries * classes, grid(entries.div_ceil(8), 256)?))
 }
 
-pub(super) fn pseudo_labels(cuda: &Cuda, shape: LossShape, labels: Mem<Cuda>, z: Mem<Cuda>) -> Result<()> {
+pub(super) fn pseudo_labels(
+    cuda: &Launcher,
+    shape: LossShape,
+    labels: Mem<Cuda>,
+    z: Mem<Cuda>,
+) -> Result<()> {
     let (entries, len, grid) = extent(shape)?;
     let labels = output::<i32>("labels", labels, entries)?;
     let z = input::<f32>("z", z, len)?;
@@ -25,7 +31,7 @@ pub(super) fn pseudo_labels(cuda: &Cuda, shape: LossShape, labels: Mem<Cuda>, z:
 }
 
 pub(super) fn cross_entropy(
-    cuda: &Cuda,
+    cuda: &Launcher,
     shape: LossShape,
     loss: Mem<Cuda>,
     z: Mem<Cuda>,
@@ -40,7 +46,7 @@ pub(super) fn cross_entropy(
 }
 
 pub(super) fn cross_entropy_backward(
-    cuda: &Cuda,
+    cuda: &Launcher,
     shape: LossShape,
     dz: Mem<Cuda>,
     z: Mem<Cuda>,
@@ -77,7 +83,7 @@ pub(super) fn cross_entropy_backward(
 }
 
 pub(super) fn tangent_dot(
-    cuda: &Cuda,
+    cuda: &Launcher,
     shape: LossShape,
     raw: Mem<Cuda>,
     z: Mem<Cuda>,
@@ -93,7 +99,7 @@ pub(super) fn tangent_dot(
 }
 
 pub(super) fn weights(
-    cuda: &Cuda,
+    cuda: &Launcher,
     weights: Mem<Cuda>,
     raw: Mem<Cuda>,
     normalise: Normalise,

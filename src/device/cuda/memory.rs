@@ -3,7 +3,8 @@
 use cudarc::driver::{CudaSlice, DevicePtr, DeviceRepr, sys::CUdeviceptr};
 
 use super::Cuda;
-use crate::device::{Epilogue, Mem, Rows, Source, Span, Tangent, Targets};
+use super::format::Storage;
+use crate::device::{Epilogue, Mem, Rows, Source, Span, Sums, Tangent, Targets, Write};
 use crate::{Error, Result};
 
 /// A block of device memory; freed in stream order when dropped, so after all work asked for so far.
@@ -57,6 +58,25 @@ pub(super) struct KernelTangent {
     slope: In,
 }
 
+/// Twin of Sums in kernels/epilogue.cuh.
+#[repr(C)]
+pub(super) struct KernelSums {
+    partials: Out,
+    x: In,
+    statistics: In,
+    kind: i32,
+    reserved: i32,
+}
+
+/// Twin of Epilogue in kernels/epilogue.cuh.
+#[repr(C)]
+pub(super) struct KernelEpilogue {
+    mask: KernelSource,
+    sums: KernelSums,
+    add: i32,
+    wide: i32,
+}
+
 /// Twin of Targets in kernels/loss.cu.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -70,13 +90,15 @@ unsafe impl DeviceRepr for In {}
 unsafe impl DeviceRepr for Out {}
 unsafe impl DeviceRepr for KernelSource {}
 unsafe impl DeviceRepr for KernelTangent {}
+unsafe impl DeviceRepr for KernelSums {}
+unsafe impl DeviceRepr for KernelEpilogue {}
 unsafe impl DeviceRepr for KernelTargets {}
 
 /// No operand.
 pub(super) const NONE: In = In(0);
 
 /// No mask.
-pub(super) const NO_MASK: KernelSource = KernelSource {
+const NO_MASK: KernelSource = KernelSource {
     x: NONE,
     affine: NONE,
     relu: 0,
@@ -111,6 +133,18 @@ pub(super) fn output<T>(name: &str, mem: Mem<Cuda>, len: usize) -> Result<Out> {
     Ok(Out(address(mem)))
 }
 
+/// As [`input`], for `len` numbers in a storage format.
+pub(super) fn stored(storage: Storage, name: &str, mem: Mem<Cuda>, len: usize) -> Result<In> {
+    check(name, &mem, len, storage.bytes())?;
+    Ok(In(address(mem)))
+}
+
+/// As [`output`], for `len` numbers in a storage format.
+pub(super) fn stored_output(storage: Storage, name: &str, mem: Mem<Cuda>, len: usize) -> Result<Out> {
+    check(name, &mem, len, storage.bytes())?;
+    Ok(Out(address(mem)))
+}
+
 /// The first `len` elements of T of an operand that may be longer.
 pub(super) fn scratch<T>(name: &str, mem: Mem<Cuda>, len: usize) -> Result<Out> {
     if mem.bytes < len * size_of::<T>() {
@@ -136,9 +170,14 @@ impl Out {
 }
 
 /// A source over a tensor of this shape.
-pub(super) fn source(name: &str, source: Source<Arena>, shape: Rows) -> Result<KernelSource> {
+pub(super) fn source(
+    storage: Storage,
+    name: &str,
+    source: Source<Arena>,
+    shape: Rows,
+) -> Result<KernelSource> {
     Ok(KernelSource {
-        x: input::<f32>(name, source.x, shape.len())?,
+        x: stored(storage, name, source.x, shape.len())?,
         affine: optional::<f32>("affine", source.affine, 3 * shape.channels as usize)?,
         relu: source.relu.into(),
         reserved: 0,
@@ -146,18 +185,92 @@ pub(super) fn source(name: &str, source: Source<Arena>, shape: Rows) -> Result<K
 }
 
 /// The tangent of a source over a tensor of this shape.
-pub(super) fn tangent(tangent: Tangent<Arena>, shape: Rows) -> Result<KernelTangent> {
+pub(super) fn tangent(storage: Storage, tangent: Tangent<Arena>, shape: Rows) -> Result<KernelTangent> {
     Ok(KernelTangent {
-        tx: optional::<f32>("tx", tangent.tx, shape.len())?,
+        tx: tangent
+            .tx
+            .map_or(Ok(NONE), |tx| stored(storage, "tx", tx, shape.len()))?,
         slope: optional::<f32>("slope", tangent.slope, 2 * shape.channels as usize)?,
     })
 }
 
-/// The mask of an epilogue over an output of this shape.
-pub(super) fn mask(epilogue: &Epilogue<Arena>, shape: Rows) -> Result<KernelSource> {
-    epilogue
+/// Sums over a tensor of this shape; `partials_len` is theirs.
+pub(super) fn sums(
+    storage: Storage,
+    sums: Sums<Arena>,
+    shape: Rows,
+    partials_len: usize,
+) -> Result<KernelSums> {
+    // The numbers of enum SumsKind in epilogue.cuh.
+    let (kind, partials, x, statistics) = match sums {
+        Sums::None => (0, Out(0), NONE, NONE),
+        Sums::Moments { partials } => {
+            let partials = output::<f32>("partials", partials, partials_len)?;
+            (1, partials, NONE, NONE)
+        }
+        Sums::Dot {
+            x,
+            statistics,
+            partials,
+        } => (
+            2,
+            output::<f32>("partials", partials, partials_len)?,
+            stored(storage, "x", x, shape.len())?,
+            input::<f32>("statistics", statistics, 2 * shape.channels as usize)?,
+        ),
+    };
+    Ok(KernelSums {
+        partials,
+        x,
+        statistics,
+        kind,
+        reserved: 0,
+    })
+}
+
+impl KernelSums {
+    /// The sum of the values alone.
+    pub fn total(partials: Out) -> Self {
+        KernelSums {
+            partials,
+            x: NONE,
+            statistics: NONE,
+            kind: 2,
+            reserved: 0,
+        }
+    }
+}
+
+/// The end of an output `out` of this shape.
+pub(super) fn epilogue(
+    storage: Storage,
+    epilogue: &Epilogue<Arena>,
+    shape: Rows,
+    out: &Out,
+    write: Write,
+) -> Result<KernelEpilogue> {
+    let mask = epilogue
         .mask
-        .map_or(Ok(NO_MASK), |mask| source("mask", mask, shape))
+        .map_or(Ok(NO_MASK), |mask| source(storage, "mask", mask, shape))?;
+    let sums = sums(storage, epilogue.sums, shape, super::norm::partials_len(shape))?;
+    let wide = wide(storage, shape.channels, &[out, &mask, &sums]);
+    Ok(KernelEpilogue {
+        mask,
+        sums,
+        add: (write == Write::Add).into(),
+        wide: wide.into(),
+    })
+}
+
+impl KernelEpilogue {
+    pub fn wide(&self) -> bool {
+        self.wide != 0
+    }
+}
+
+/// Whether operands with this many channels allow 16-byte accesses.
+pub(super) fn wide(storage: Storage, channels: i32, operands: &[&dyn Aligned]) -> bool {
+    channels as usize % storage.wide() == 0 && operands.iter().all(|operand| operand.aligned())
 }
 
 /// Targets of `entries` entries.
@@ -200,5 +313,11 @@ impl Aligned for KernelSource {
 impl Aligned for KernelTangent {
     fn aligned(&self) -> bool {
         self.tx.aligned() && self.slope.aligned()
+    }
+}
+
+impl Aligned for KernelSums {
+    fn aligned(&self) -> bool {
+        self.x.aligned() && self.statistics.aligned()
     }
 }

@@ -1,119 +1,84 @@
 //! NVIDIA GPUs (and the emulator that stands in for one), through cudarc's driver API and the kernels of `kernels/*.cu`.
-//! Act = Real = f32.
+//! Real = f32; Act = f32 or bf16.
 //!
 //! Everything runs on one stream, in the order of the calls; nothing is allocated, waited for or read back inside an
 //! operation, so any sequence of operations can be recorded as a [`Graph`].
 //!
 //! | file | holds |
 //! |---|---|
+//! | `launcher` | a GPU: opening it, its memory |
+//! | `format` | what activations are stored as, what convolutions multiply |
 //! | `driver` | which driver the process talks to; the embedded kernels; errors |
 //! | `memory` | arenas; operands as checked kernel arguments |
 //! | `kernels` | the table of loaded kernels; launching |
+//! | `tile` | which convolution kernel a shape gets |
 //! | `conv`, `norm`, `rows`, `loss`, `optim` | one launch function per kernel: lengths, launch shape, arguments |
 //! | `graph` | recording and replaying |
 //! | `list` | driver and GPUs for `l2b devices` |
 
 mod conv;
 pub mod driver;
+mod format;
 mod graph;
 mod kernels;
+mod launcher;
 mod list;
 mod loss;
 mod memory;
 mod norm;
 mod optim;
 mod rows;
+mod tile;
 
-pub use conv::Plan;
+pub use format::{Activation, Operands};
 pub use graph::Graph;
 pub use list::{Gpu, Listing, devices};
 pub use memory::Arena;
+pub use tile::Plan;
 
-use std::sync::Arc;
+use std::marker::PhantomData;
 
-use cudarc::driver::sys::{CUresult, CUstreamCaptureStatus};
-use cudarc::driver::{CudaContext, CudaStream, result};
-use cudarc::nvrtc::Ptx;
+use half::bf16;
 
 use super::{
     AugmentShape, Conv, ConvShape, Device, Epilogue, Geometry, LossShape, Mem, Norm, Normalise, PoolShape,
     Prepared, Rows, Source, Statistics, StepParams, Tangent, Targets, Write,
 };
-use crate::{Error, Result};
-use driver::device_error;
-use kernels::{Kernels, grid, launch, limit};
-use memory::{address, input, output};
+use crate::Result;
+use kernels::{grid, launch, limit};
+use launcher::Launcher;
+use memory::{input, output};
 
-/// Oldest compute capability that the kernels are compiled for.
-const CAPABILITY: (i32, i32) = (8, 0);
-/// CUDA version of the compiler that made the embedded kernels: older drivers do not load them.
-const DRIVER: (i32, i32) = (13, 0);
-
-/// One GPU, or the emulator.
+/// One GPU, or the emulator, that stores activations as A.
 #[derive(Debug)]
-pub struct Cuda {
-    name: String,
-    context: Arc<CudaContext>,
-    stream: Arc<CudaStream>,
-    kernels: Kernels,
+pub struct Cuda<A = f32> {
+    gpu: Launcher,
+    activations: PhantomData<fn() -> A>,
 }
 
-impl Cuda {
-    /// The GPU number `ordinal`, in the driver's count.
-    ///
-    /// # Errors
-    /// `Device`: no driver, no such GPU, one that is too old, a driver that is too old, or a binary without kernels.
-    pub fn new(ordinal: usize) -> Result<Self> {
-        let what = format!("cuda:{ordinal}");
-        if !driver::present() {
-            return Err(Error::device(
-                what,
-                "no NVIDIA driver (libcuda.so) found",
-                "use --device cpu",
-            ));
+impl<A> From<Launcher> for Cuda<A> {
+    fn from(gpu: Launcher) -> Self {
+        Cuda {
+            gpu,
+            activations: PhantomData,
         }
-        let emulated = driver::emulator_symbol(c"l2b_emulator_last_error").is_some();
-        let fail = |error| device_error(what.as_str(), error);
-        let count = CudaContext::device_count().map_err(fail)?;
-        if i32::try_from(ordinal).map_or(true, |ordinal| ordinal >= count) {
-            return Err(Error::device(
-                what,
-                format!("the driver sees {count} GPUs"),
-                "`l2b devices` lists them",
-            ));
-        }
-        let device = result::device::get(ordinal as i32).map_err(fail)?;
-        let gpu = result::device::get_name(device).map_err(fail)?;
-        check_support(&what, &gpu, list::capability(device)?, list::driver_version()?)?;
-        if driver::FATBIN.is_empty() && !emulated {
-            let hint = "run scripts/cuda-toolchain, or put nvcc of CUDA 13.0 on PATH, and build again";
-            return Err(Error::device(
-                what,
-                "this binary holds no kernels: it was built without nvcc",
-                hint,
-            ));
-        }
+    }
+}
 
-        let context = CudaContext::new(ordinal).map_err(fail)?;
-        // SAFETY: nothing is allocated yet. Without events, cudarc leaves the order of work to us: there is one stream.
-        unsafe { context.disable_event_tracking() };
-        let stream = context.new_stream().map_err(fail)?;
-        let module = context
-            .load_module(Ptx::from_binary(driver::FATBIN.to_vec()))
-            .map_err(|error| device_error(format!("loading the kernels on {what}"), error))?;
-        Ok(Cuda {
-            name: if emulated {
-                "emulator".into()
-            } else {
-                format!("{what} ({gpu})")
-            },
-            kernels: Kernels::load(&module)?,
-            context,
-            stream,
-        })
+/// The ordinals are those of the driver's count. All fail with `Device`: no driver, no such GPU, one that is too old, a
+/// driver that is too old, or a binary without kernels.
+impl Cuda<f32> {
+    /// In f32 throughout.
+    pub fn new(ordinal: usize) -> Result<Self> {
+        Launcher::open(ordinal, Operands::F32).map(Cuda::from)
     }
 
-    /// The emulator, which runs the same kernels on the CPU (cargo feature `emulator`).
+    /// Stores f32, and rounds what convolutions multiply to tf32.
+    pub fn tf32(ordinal: usize) -> Result<Self> {
+        Launcher::open(ordinal, Operands::Tf32).map(Cuda::from)
+    }
+
+    /// The emulator, which runs the same kernels on the CPU (cargo feature `emulator`), as [`Cuda::new`].
     ///
     /// # Errors
     /// `Device`: this build holds no emulator, or the process already uses a GPU.
@@ -146,8 +111,8 @@ impl Cuda {
         // SAFETY: types as in shapes.cu; out holds its 35 fields.
         unsafe {
             launch!(
-                self,
-                self.kernels.echo_shapes,
+                self.gpu,
+                self.gpu.kernels.echo_shapes,
                 grid(1, 1)?,
                 out,
                 step,
@@ -161,11 +126,12 @@ impl Cuda {
         self.download(bytemuck::cast_slice_mut(&mut fields), span(&fields_arena, bytes))?;
         Ok(fields)
     }
+}
 
-    fn bind(&self) -> Result<()> {
-        self.context
-            .bind_to_thread()
-            .map_err(|error| device_error(self.name.as_str(), error))
+impl Cuda<bf16> {
+    /// Stores and multiplies bf16.
+    pub fn bf16(ordinal: usize) -> Result<Self> {
+        Launcher::open(ordinal, Operands::Bf16).map(Cuda::from)
     }
 }
 
@@ -176,120 +142,59 @@ unsafe impl cudarc::driver::DeviceRepr for PoolShape {}
 unsafe impl cudarc::driver::DeviceRepr for LossShape {}
 unsafe impl cudarc::driver::DeviceRepr for AugmentShape {}
 
-/// Refuses a GPU or a driver that the embedded kernels do not run on.
-fn check_support(what: &str, gpu: &str, capability: (i32, i32), driver: (i32, i32)) -> Result<()> {
-    if capability < CAPABILITY {
-        let detail = format!(
-            "{gpu} has compute capability {}.{}, the kernels need {}.{}",
-            capability.0, capability.1, CAPABILITY.0, CAPABILITY.1
-        );
-        return Err(Error::device(what, detail, "use --device cpu"));
+/// The same for launch functions, which know activations by their number format instead of by a type.
+fn untyped<A: Activation>(conv: Conv<Cuda<A>>) -> Conv<Cuda> {
+    Conv {
+        shape: conv.shape,
+        prepared: conv.prepared,
+        x: conv.x,
+        saved: conv.saved,
+        scratch: conv.scratch,
     }
-    if driver < DRIVER {
-        let detail = format!(
-            "the NVIDIA driver supports CUDA {}.{}, the kernels need {}.{}",
-            driver.0, driver.1, DRIVER.0, DRIVER.1
-        );
-        return Err(Error::device(what, detail, "install driver 580 or later"));
-    }
-    Ok(())
 }
 
-/// Fails unless both sides of a transfer have the same length.
-fn same_length(what: &str, dst: usize, src: usize) -> Result<()> {
-    if dst != src {
-        return Err(Error::Internal(format!("{what} of {src} bytes into {dst}")));
-    }
-    Ok(())
-}
-
-impl Device for Cuda {
-    type Act = f32;
+impl<A: Activation> Device for Cuda<A> {
+    type Act = A;
     type Real = f32;
     type Arena = Arena;
     type Algorithm = Plan;
 
     fn name(&self) -> String {
-        self.name.clone()
+        self.gpu.name()
     }
 
     fn free_bytes(&self) -> Option<usize> {
-        self.context.mem_get_info().ok().map(|(free, _)| free)
+        self.gpu.free_bytes()
     }
 
     fn alloc(&self, bytes: usize) -> Result<Arena> {
-        // SAFETY: contents are unspecified by contract; every byte pattern is a valid u8.
-        let memory = unsafe { self.stream.alloc::<u8>(bytes.max(1)) };
-        memory.map(Arena::new).map_err(|error| {
-            if error.0 != CUresult::CUDA_ERROR_OUT_OF_MEMORY {
-                return device_error("allocation", error);
-            }
-            let mib = |bytes: usize| bytes as f64 / f64::from(1 << 20);
-            let free = self
-                .context
-                .mem_get_info()
-                .map_or("an unknown amount".into(), |(free, total)| {
-                    format!("{:.1} of {:.1} MiB", mib(free), mib(total))
-                });
-            let detail = format!("out of memory: {:.1} MiB needed, {free} free", mib(bytes));
-            Error::device(self.name.as_str(), detail, "use a smaller batch")
-        })
+        self.gpu.alloc(bytes)
     }
 
     fn upload(&self, dst: Mem<Self>, src: &[u8]) -> Result<()> {
-        same_length("upload", dst.bytes, src.len())?;
-        let capturing = self
-            .stream
-            .capture_status()
-            .map_err(|error| device_error("upload", error))?;
-        if capturing != CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE {
-            return Err(Error::Internal(
-                "an upload cannot be recorded: every replay would read the host's memory again".into(),
-            ));
-        }
-        // SAFETY: dst is `bytes` long and alive. Outside of a capture the driver has read pageable host memory when the
-        // call returns.
-        unsafe { result::memcpy_htod_async(address(dst), src, self.stream.cu_stream()) }
-            .map_err(|error| device_error("upload", error))
+        self.gpu.upload(dst, src)
     }
 
     fn download(&self, dst: &mut [u8], src: Mem<Self>) -> Result<()> {
-        same_length("download", dst.len(), src.bytes)?;
-        self.bind()?;
-        // SAFETY: src is `bytes` long and alive; dst is borrowed until the wait below has ended the copy.
-        unsafe { result::memcpy_dtoh_async(dst, address(src), self.stream.cu_stream()) }
-            .map_err(|error| device_error("download", error))?;
-        self.synchronize()
+        self.gpu.download(dst, src)
     }
 
     fn copy(&self, dst: Mem<Self>, src: Mem<Self>) -> Result<()> {
-        same_length("copy", dst.bytes, src.bytes)?;
-        self.bind()?;
-        // SAFETY: both are `bytes` long, alive, and do not overlap by the seam's contract.
-        unsafe { result::memcpy_dtod_async(address(dst), address(src), src.bytes, self.stream.cu_stream()) }
-            .map_err(|error| device_error("copy", error))
+        self.gpu.copy(dst, src)
     }
 
     fn fill(&self, dst: Mem<Self>, value: u8) -> Result<()> {
-        self.bind()?;
-        // SAFETY: dst is `bytes` long and alive.
-        unsafe { result::memset_d8_async(address(dst), value, dst.bytes, self.stream.cu_stream()) }
-            .map_err(|error| device_error("fill", error))
+        self.gpu.fill(dst, value)
     }
 
     fn synchronize(&self) -> Result<()> {
-        self.stream
-            .synchronize()
-            .map_err(|error| device_error(self.name.as_str(), error))?;
-        // Errors of drops surface here.
-        self.context
-            .check_err()
-            .map_err(|error| device_error(self.name.as_str(), error))
+        self.gpu.synchronize()
     }
 
     fn prepare(&self, node: &Geometry) -> Result<Prepared<Plan>> {
         match node {
-            Geometry::Conv(shape) | Geometry::Linear(shape) => return conv::prepare(shape),
+            Geometry::Conv(shape) => return conv::prepare(shape, self.gpu.operands),
+            Geometry::Linear(shape) => return conv::prepare(shape, Operands::F32),
             Geometry::Join(shape) => limit("join", "rows", shape.rows as usize)?,
             Geometry::Pool(shape) => rows::pool_rows(shape).map(drop)?,
         }
@@ -316,7 +221,7 @@ impl Device for Cuda {
         bias: Option<Mem<Self>>,
         epilogue: Epilogue<Arena>,
     ) -> Result<()> {
-        conv::forward(self, conv, y, w, bias, epilogue)
+        conv::forward(&self.gpu, untyped(conv), y, w, bias, epilogue)
     }
 
     fn conv_tangent(
@@ -329,7 +234,7 @@ impl Device for Cuda {
         tbias: Option<Mem<Self>>,
         epilogue: Epilogue<Arena>,
     ) -> Result<()> {
-        conv::forward_tangent(self, conv, ty, tx, w, tw, tbias, epilogue)
+        conv::forward_tangent(&self.gpu, untyped(conv), ty, tx, w, tw, tbias, epilogue)
     }
 
     fn conv_backward_input(
@@ -341,7 +246,7 @@ impl Device for Cuda {
         w: Mem<Self>,
         epilogue: Epilogue<Arena>,
     ) -> Result<()> {
-        conv::backward_input(self, conv, d, write, dy, w, epilogue)
+        conv::backward_input(&self.gpu, untyped(conv), d, write, dy, w, epilogue)
     }
 
     fn conv_backward_weight(
@@ -352,7 +257,7 @@ impl Device for Cuda {
         write: Write,
         dy: Mem<Self>,
     ) -> Result<()> {
-        conv::backward_weight(self, conv, dw, dbias, write, dy)
+        conv::backward_weight(&self.gpu, untyped(conv), dw, dbias, write, dy)
     }
 
     fn conv_contract(
@@ -363,11 +268,11 @@ impl Device for Cuda {
         tw: Mem<Self>,
         tbias: Option<Mem<Self>>,
     ) -> Result<()> {
-        conv::contract(self, conv, out, dy, tw, tbias)
+        conv::contract(&self.gpu, untyped(conv), out, dy, tw, tbias)
     }
 
     fn norm_forward(&self, norm: Norm<Arena>, statistics: Statistics) -> Result<()> {
-        norm::forward(self, norm, statistics)
+        norm::forward(&self.gpu, norm, statistics)
     }
 
     fn norm_tangent(
@@ -377,7 +282,7 @@ impl Device for Cuda {
         tgamma: Mem<Self>,
         tbeta: Mem<Self>,
     ) -> Result<()> {
-        norm::tangent(self, norm, statistics, tgamma, tbeta)
+        norm::tangent(&self.gpu, norm, statistics, tgamma, tbeta)
     }
 
     fn norm_backward(
@@ -388,7 +293,7 @@ impl Device for Cuda {
         dbeta: Mem<Self>,
         write: Write,
     ) -> Result<()> {
-        norm::backward(self, norm, statistics, dgamma, dbeta, write)
+        norm::backward(&self.gpu, norm, statistics, dgamma, dbeta, write)
     }
 
     fn norm_contract(
@@ -401,7 +306,7 @@ impl Device for Cuda {
         tgamma: Mem<Self>,
         tbeta: Mem<Self>,
     ) -> Result<()> {
-        norm::contract(self, norm, samples, out, x, d, tgamma, tbeta)
+        norm::contract(&self.gpu, norm, samples, out, x, d, tgamma, tbeta)
     }
 
     fn source_backward(
@@ -414,7 +319,7 @@ impl Device for Cuda {
         slope: Option<Mem<Self>>,
         epilogue: Epilogue<Arena>,
     ) -> Result<()> {
-        rows::source_backward(self, shape, dx, write, d, x, slope, epilogue)
+        rows::source_backward(&self.gpu, shape, dx, write, d, x, slope, epilogue)
     }
 
     fn join_forward(
@@ -425,7 +330,7 @@ impl Device for Cuda {
         b: Source<Arena>,
         epilogue: Epilogue<Arena>,
     ) -> Result<()> {
-        rows::join_forward(self, shape, y, a, b, epilogue)
+        rows::join_forward(&self.gpu, shape, y, a, b, epilogue)
     }
 
     fn join_tangent(
@@ -436,11 +341,11 @@ impl Device for Cuda {
         b: (Source<Arena>, Tangent<Arena>),
         epilogue: Epilogue<Arena>,
     ) -> Result<()> {
-        rows::join_tangent(self, shape, ty, a, b, epilogue)
+        rows::join_tangent(&self.gpu, shape, ty, a, b, epilogue)
     }
 
     fn pool_forward(&self, shape: PoolShape, y: Mem<Self>, x: Source<Arena>) -> Result<()> {
-        rows::pool_forward(self, shape, y, x)
+        rows::pool_forward(&self.gpu, shape, y, x)
     }
 
     fn pool_tangent(
@@ -450,7 +355,7 @@ impl Device for Cuda {
         x: Source<Arena>,
         tx: Tangent<Arena>,
     ) -> Result<()> {
-        rows::pool_tangent(self, shape, ty, x, tx)
+        rows::pool_tangent(&self.gpu, shape, ty, x, tx)
     }
 
     fn pool_backward(
@@ -461,11 +366,11 @@ impl Device for Cuda {
         dy: Mem<Self>,
         epilogue: Epilogue<Arena>,
     ) -> Result<()> {
-        rows::pool_backward(self, shape, d, write, dy, epilogue)
+        rows::pool_backward(&self.gpu, shape, d, write, dy, epilogue)
     }
 
     fn pseudo_labels(&self, shape: LossShape, labels: Mem<Self>, z: Mem<Self>) -> Result<()> {
-        loss::pseudo_labels(self, shape, labels, z)
+        loss::pseudo_labels(&self.gpu, shape, labels, z)
     }
 
     fn cross_entropy(
@@ -475,7 +380,7 @@ impl Device for Cuda {
         z: Mem<Self>,
         targets: Targets<Arena>,
     ) -> Result<()> {
-        loss::cross_entropy(self, shape, loss, z, targets)
+        loss::cross_entropy(&self.gpu, shape, loss, z, targets)
     }
 
     fn cross_entropy_backward(
@@ -486,7 +391,7 @@ impl Device for Cuda {
         first: (Targets<Arena>, Mem<Self>),
         second: Option<(Targets<Arena>, Mem<Self>)>,
     ) -> Result<()> {
-        loss::cross_entropy_backward(self, shape, dz, z, first, second)
+        loss::cross_entropy_backward(&self.gpu, shape, dz, z, first, second)
     }
 
     fn tangent_dot(
@@ -497,7 +402,7 @@ impl Device for Cuda {
         tz: Mem<Self>,
         targets: Targets<Arena>,
     ) -> Result<()> {
-        loss::tangent_dot(self, shape, raw, z, tz, targets)
+        loss::tangent_dot(&self.gpu, shape, raw, z, tz, targets)
     }
 
     fn weights(
@@ -507,15 +412,15 @@ impl Device for Cuda {
         normalise: Normalise,
         step: Mem<Self>,
     ) -> Result<()> {
-        loss::weights(self, weights, raw, normalise, step)
+        loss::weights(&self.gpu, weights, raw, normalise, step)
     }
 
     fn lookahead(&self, out: Mem<Self>, theta: Mem<Self>, buf: Mem<Self>, step: Mem<Self>) -> Result<()> {
-        optim::lookahead(self, out, theta, buf, step)
+        optim::lookahead(&self.gpu, out, theta, buf, step)
     }
 
     fn gradient_norm(&self, norm: Mem<Self>, g: Mem<Self>, scratch: Mem<Self>) -> Result<()> {
-        optim::gradient_norm(self, norm, g, scratch)
+        optim::gradient_norm(&self.gpu, norm, g, scratch)
     }
 
     fn sgd(
@@ -526,7 +431,7 @@ impl Device for Cuda {
         norm: Mem<Self>,
         step: Mem<Self>,
     ) -> Result<()> {
-        optim::sgd(self, theta, buf, g, norm, step)
+        optim::sgd(&self.gpu, theta, buf, g, norm, step)
     }
 
     fn augment(
@@ -538,37 +443,6 @@ impl Device for Cuda {
         table: Mem<Self>,
         step: Mem<Self>,
     ) -> Result<()> {
-        optim::augment(self, shape, out, images, ids, table, step)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn old_hardware_and_drivers_are_refused_by_number() {
-        assert!(check_support("cuda:0", "NVIDIA A100", (8, 0), (13, 0)).is_ok());
-        let old = check_support("cuda:0", "NVIDIA T4", (7, 5), (13, 0))
-            .unwrap_err()
-            .to_string();
-        assert!(
-            old.contains("NVIDIA T4") && old.contains("7.5") && old.contains("8.0"),
-            "{old}"
-        );
-        let old = check_support("cuda:0", "NVIDIA A100", (8, 0), (12, 8))
-            .unwrap_err()
-            .to_string();
-        assert!(old.contains("12.8") && old.contains("13.0"), "{old}");
-    }
-
-    /// The table has every kernel of kernels/*.cu and no other.
-    #[test]
-    fn table_is_complete() {
-        let mut table = Kernels::NAMES.to_vec();
-        let mut sources = driver::KERNEL_NAMES.to_vec();
-        table.sort_unstable();
-        sources.sort_unstable();
-        assert_eq!(table, sources);
+        optim::augment(&self.gpu, shape, out, images, ids, table, step)
     }
 }

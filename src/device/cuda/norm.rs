@@ -1,89 +1,58 @@
 //! Launches of kernels/batchnorm.cu: per-channel sums and what batch-norm makes of them.
 
+use cudarc::driver::LaunchConfig;
+
+use super::format::Storage;
 use super::kernels::{grid, grid2, launch, limit};
-use super::memory::{In, NONE, input, output, scratch};
-use super::{Arena, Cuda};
-use crate::device::{Mem, Norm, Rows, Span, Statistics, Sums, Write};
+use super::launcher::Launcher;
+use super::memory::{self, In, KernelSums, input, output, scratch, stored, wide};
+use super::{Arena, Cuda, rows};
+use crate::device::{Mem, Norm, Rows, Statistics, Sums, Write};
 use crate::{Error, Result};
 
-/// Threads of a block: 32 channels x 8 lanes.
-const BLOCK: (u32, u32) = (32, 8);
-/// Most tiles of a tensor: enough blocks to fill a large GPU, few enough to merge in one block per 32 channels.
-const TILES: usize = 512;
-
-/// Rows of a tile: 64, or more where that made too many tiles.
-fn tile_rows(rows: i32) -> usize {
-    (rows as usize).div_ceil(TILES).next_multiple_of(64)
-}
-
-fn tiles(rows: i32) -> usize {
-    (rows as usize).div_ceil(tile_rows(rows))
-}
+/// Threads of a block of the kernels that merge tiles: 8 channels x 128 lanes.
+const BLOCK: (u32, u32) = (8, 128);
+/// Rows of a tensor whose sums make one partial; twin of TILE_ROWS in kernels/epilogue.cuh.
+pub(super) const TILE_ROWS: usize = 128;
 
 /// Values of a tensor's partial sums: [tiles][2][channels].
 pub(super) fn partials_len(shape: Rows) -> usize {
-    tiles(shape.rows) * 2 * shape.channels as usize
+    (shape.rows as usize).div_ceil(TILE_ROWS) * 2 * shape.channels as usize
 }
 
-fn channel_blocks(channels: i32) -> usize {
-    (channels as usize).div_ceil(BLOCK.0 as usize)
+/// A grid that merges the tiles of `channels` channels.
+fn merging(channels: i32) -> Result<LaunchConfig> {
+    grid2((channels as usize).div_ceil(BLOCK.0 as usize), 1, BLOCK)
 }
 
-/// The sums that end an epilogue, of the values u that the operation has just stored.
-pub(super) fn sums(cuda: &Cuda, shape: Rows, u: Mem<Cuda>, sums: Sums<Arena>) -> Result<()> {
-    match sums {
-        Sums::None => Ok(()),
-        Sums::Moments { partials } => {
-            let partials = output::<f32>("partials", partials, partials_len(shape))?;
-            let u = input::<f32>("u", u, shape.len())?;
-            let rows = tile_rows(shape.rows) as i32;
-            let grid = grid2(channel_blocks(shape.channels), tiles(shape.rows), BLOCK)?;
-            // SAFETY: types as in batchnorm.cu; lengths checked above, one tile per blockIdx.y.
-            unsafe { launch!(cuda, cuda.kernels.moments_partial, grid, partials, u, shape, rows) }
-        }
-        Sums::Dot {
-            x,
-            statistics,
-            partials,
-        } => {
-            let x = input::<f32>("x", x, shape.len())?;
-            let statistics = input::<f32>("statistics", statistics, 2 * shape.channels as usize)?;
-            dot_partial(cuda, shape, partials, u, x, statistics)
-        }
-    }
-}
-
-fn dot_partial(
-    cuda: &Cuda,
+/// The sums that end an epilogue, of the values u that the operation has just stored, by a pass of their own.
+pub(super) fn sums(
+    cuda: &Launcher,
+    storage: Storage,
     shape: Rows,
-    partials: Span<Arena>,
     u: Mem<Cuda>,
-    x: In,
-    statistics: In,
+    wanted: Sums<Arena>,
 ) -> Result<()> {
-    let partials = output::<f32>("partials", partials, partials_len(shape))?;
-    let u = input::<f32>("u", u, shape.len())?;
-    let rows = tile_rows(shape.rows) as i32;
-    let grid = grid2(channel_blocks(shape.channels), tiles(shape.rows), BLOCK)?;
-    // SAFETY: types as in batchnorm.cu; lengths checked above and by the caller, one tile per blockIdx.y.
-    unsafe {
-        launch!(
-            cuda,
-            cuda.kernels.dot_partial,
-            grid,
-            partials,
-            u,
-            x,
-            statistics,
-            shape,
-            rows
-        )
+    if matches!(wanted, Sums::None) {
+        return Ok(());
     }
+    let u = stored(storage, "u", u, shape.len())?;
+    let sums = memory::sums(storage, wanted, shape, partials_len(shape))?;
+    channel_sums(cuda, storage, shape, u, sums)
+}
+
+fn channel_sums(cuda: &Launcher, storage: Storage, shape: Rows, u: In, sums: KernelSums) -> Result<()> {
+    let wide = wide(storage, shape.channels, &[&u, &sums]);
+    let kernel = storage.pick_width(wide, &cuda.kernels.channel_sums);
+    let grid = rows::tiled(storage, wide, shape)?;
+    // SAFETY: types as in batchnorm.cu; lengths checked by the caller.
+    unsafe { launch!(cuda, kernel, grid, u, sums, shape) }
 }
 
 /// out [C] ← or += Σ of u's rows, through scratch.
 pub(super) fn column_sums(
-    cuda: &Cuda,
+    cuda: &Launcher,
+    storage: Storage,
     shape: Rows,
     out: Mem<Cuda>,
     u: Mem<Cuda>,
@@ -91,28 +60,13 @@ pub(super) fn column_sums(
     write: Write,
 ) -> Result<()> {
     let out = output::<f32>("sums", out, shape.channels as usize)?;
-    let len = partials_len(shape);
-    let partials = scratch::<f32>("scratch", space, len)?.read();
-    dot_partial(cuda, shape, space.slice(0, len * size_of::<f32>()), u, NONE, NONE)?;
-    let (channels, tiles, add) = (
-        shape.channels,
-        tiles(shape.rows) as i32,
-        i32::from(write == Write::Add),
-    );
-    let grid = grid2(channel_blocks(channels), 1, BLOCK)?;
-    // SAFETY: types as in batchnorm.cu; partials holds the tiles that dot_partial has just written.
-    unsafe {
-        launch!(
-            cuda,
-            cuda.kernels.column_sums,
-            grid,
-            out,
-            partials,
-            channels,
-            tiles,
-            add
-        )
-    }
+    let partials = scratch::<f32>("scratch", space, partials_len(shape))?;
+    let u = stored(storage, "u", u, shape.len())?;
+    channel_sums(cuda, storage, shape, u, KernelSums::total(partials.again()))?;
+    let (partials, add) = (partials.read(), i32::from(write == Write::Add));
+    let grid = merging(shape.channels)?;
+    // SAFETY: types as in batchnorm.cu; partials holds the tiles that channel_sums has just written.
+    unsafe { launch!(cuda, cuda.kernels.column_sums, grid, out, partials, shape, add) }
 }
 
 /// A norm without rows has no statistics.
@@ -123,7 +77,7 @@ fn check(norm: &Norm<Arena>) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn forward(cuda: &Cuda, norm: Norm<Arena>, mode: Statistics) -> Result<()> {
+pub(super) fn forward(cuda: &Launcher, norm: Norm<Arena>, mode: Statistics) -> Result<()> {
     check(&norm)?;
     let channels = norm.shape.channels as usize;
     let statistics = output::<f32>("statistics", norm.statistics, 2 * channels)?;
@@ -136,9 +90,9 @@ pub(super) fn forward(cuda: &Cuda, norm: Norm<Arena>, mode: Statistics) -> Resul
             let running_mean = output::<f32>("running_mean", norm.running_mean, channels)?;
             let running_var = output::<f32>("running_var", norm.running_var, channels)?;
             let partials = input::<f32>("partials", norm.partials, partials_len(norm.shape))?;
-            let (rows, momentum) = (tile_rows(norm.shape.rows) as i32, norm.momentum as f32);
+            let momentum = norm.momentum as f32;
             let (shape, update) = (norm.shape, i32::from(update));
-            let grid = grid2(channel_blocks(shape.channels), 1, BLOCK)?;
+            let grid = merging(shape.channels)?;
             // SAFETY: types as in batchnorm.cu; lengths checked above.
             unsafe {
                 launch!(
@@ -153,7 +107,6 @@ pub(super) fn forward(cuda: &Cuda, norm: Norm<Arena>, mode: Statistics) -> Resul
                     gamma,
                     beta,
                     shape,
-                    rows,
                     eps,
                     momentum,
                     update
@@ -186,7 +139,7 @@ pub(super) fn forward(cuda: &Cuda, norm: Norm<Arena>, mode: Statistics) -> Resul
 }
 
 pub(super) fn tangent(
-    cuda: &Cuda,
+    cuda: &Launcher,
     norm: Norm<Arena>,
     mode: Statistics,
     tgamma: Mem<Cuda>,
@@ -200,8 +153,8 @@ pub(super) fn tangent(
     let affine = input::<f32>("affine", norm.affine, 3 * channels)?;
     let tgamma = input::<f32>("tgamma", tgamma, channels)?;
     let tbeta = input::<f32>("tbeta", tbeta, channels)?;
-    let (shape, rows, batch) = (norm.shape, tile_rows(norm.shape.rows) as i32, is_batch(mode));
-    let grid = grid2(channel_blocks(shape.channels), 1, BLOCK)?;
+    let (shape, batch) = (norm.shape, is_batch(mode));
+    let grid = merging(shape.channels)?;
     // SAFETY: types as in batchnorm.cu; lengths checked above.
     unsafe {
         launch!(
@@ -215,14 +168,13 @@ pub(super) fn tangent(
             tgamma,
             tbeta,
             shape,
-            rows,
             batch
         )
     }
 }
 
 pub(super) fn backward(
-    cuda: &Cuda,
+    cuda: &Launcher,
     norm: Norm<Arena>,
     mode: Statistics,
     dgamma: Mem<Cuda>,
@@ -237,9 +189,9 @@ pub(super) fn backward(
     let partials = input::<f32>("partials", norm.partials, partials_len(norm.shape))?;
     let statistics = input::<f32>("statistics", norm.statistics, 2 * channels)?;
     let affine = input::<f32>("affine", norm.affine, 3 * channels)?;
-    let (shape, rows, batch) = (norm.shape, tile_rows(norm.shape.rows) as i32, is_batch(mode));
+    let (shape, batch) = (norm.shape, is_batch(mode));
     let add = i32::from(write == Write::Add);
-    let grid = grid2(channel_blocks(shape.channels), 1, BLOCK)?;
+    let grid = merging(shape.channels)?;
     // SAFETY: types as in batchnorm.cu; lengths checked above.
     unsafe {
         launch!(
@@ -253,7 +205,6 @@ pub(super) fn backward(
             statistics,
             affine,
             shape,
-            rows,
             batch,
             add
         )
@@ -269,7 +220,7 @@ fn is_batch(mode: Statistics) -> i32 {
 
 #[allow(clippy::too_many_arguments)]
 pub(super) fn contract(
-    cuda: &Cuda,
+    cuda: &Launcher,
     norm: Norm<Arena>,
     samples: usize,
     out: Mem<Cuda>,
@@ -285,8 +236,8 @@ pub(super) fn contract(
     }
     limit("batch-norm", "values of a sample", rows / samples * channels)?;
     let out = output::<f32>("out", out, samples)?;
-    let x = input::<f32>("x", x, norm.shape.len())?;
-    let d = input::<f32>("d", d, norm.shape.len())?;
+    let x = stored(cuda.storage(), "x", x, norm.shape.len())?;
+    let d = stored(cuda.storage(), "d", d, norm.shape.len())?;
     let statistics = input::<f32>("statistics", norm.statistics, 2 * channels)?;
     let tgamma = input::<f32>("tgamma", tgamma, channels)?;
     let tbeta = input::<f32>("tbeta", tbeta, channels)?;
@@ -296,7 +247,7 @@ pub(super) fn contract(
     unsafe {
         launch!(
             cuda,
-            cuda.kernels.norm_contract,
+            cuda.storage().pick(&cuda.kernels.norm_contract),
             grid,
             out,
             x,

@@ -2,7 +2,8 @@
 
 use super::Cuda;
 use super::kernels::{grid, launch, limit, strided};
-use super::memory::{Aligned, input, output, scratch};
+use super::launcher::Launcher;
+use super::memory::{Aligned, input, output, scratch, stored_output};
 use crate::device::{AugmentShape, Mem, StepParams};
 use crate::{Error, Result};
 
@@ -22,7 +23,7 @@ fn require_aligned(operands: &[&dyn Aligned]) -> Result<()> {
 }
 
 pub(super) fn lookahead(
-    cuda: &Cuda,
+    cuda: &Launcher,
     out: Mem<Cuda>,
     theta: Mem<Cuda>,
     buf: Mem<Cuda>,
@@ -44,7 +45,7 @@ pub(super) fn norm_blocks(len: usize) -> usize {
     strided(len.div_ceil(4)).grid_dim.0.min(1024) as usize
 }
 
-pub(super) fn gradient_norm(cuda: &Cuda, norm: Mem<Cuda>, g: Mem<Cuda>, space: Mem<Cuda>) -> Result<()> {
+pub(super) fn gradient_norm(cuda: &Launcher, norm: Mem<Cuda>, g: Mem<Cuda>, space: Mem<Cuda>) -> Result<()> {
     let len = length(&g);
     let blocks = norm_blocks(len);
     let norm = output::<f32>("norm", norm, 1)?;
@@ -78,7 +79,7 @@ pub(super) fn gradient_norm(cuda: &Cuda, norm: Mem<Cuda>, g: Mem<Cuda>, space: M
 }
 
 pub(super) fn sgd(
-    cuda: &Cuda,
+    cuda: &Launcher,
     theta: Mem<Cuda>,
     buf: Mem<Cuda>,
     g: Mem<Cuda>,
@@ -98,7 +99,7 @@ pub(super) fn sgd(
 }
 
 pub(super) fn augment(
-    cuda: &Cuda,
+    cuda: &Launcher,
     shape: AugmentShape,
     out: Mem<Cuda>,
     images: Mem<Cuda>,
@@ -112,7 +113,7 @@ pub(super) fn augment(
     if shape.pad < 0 {
         return Err(Error::Internal(format!("augmentation of {shape:?}")));
     }
-    let out = output::<f32>("out", out, n * image)?;
+    let out = stored_output(cuda.storage(), "out", out, n * image)?;
     let images = input::<u8>("images", images, n * image)?;
     let ids = input::<u32>("ids", ids, n)?;
     let table = input::<f32>("table", table, c * 256)?;
@@ -121,7 +122,7 @@ pub(super) fn augment(
     unsafe {
         launch!(
             cuda,
-            cuda.kernels.augment,
+            cuda.storage().pick(&cuda.kernels.augment),
             grid(n, 256)?,
             out,
             images,

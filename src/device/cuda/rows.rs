@@ -1,128 +1,88 @@
 //! Launches of kernels/join.cu and pool.cu.
 
-use super::kernels::{launch, limit, strided};
-use super::memory::{Aligned, input, mask, optional, output, source, tangent};
-use super::{Arena, Cuda, norm};
+use cudarc::driver::LaunchConfig;
+
+use super::format::Storage;
+use super::kernels::{grid2, launch, limit, strided};
+use super::launcher::Launcher;
+use super::memory::{
+    Aligned, epilogue, input, optional, output, source, stored, stored_output, tangent, wide,
+};
+use super::norm::TILE_ROWS;
+use super::{Arena, Cuda};
 use crate::Result;
 use crate::device::{Epilogue, Mem, PoolShape, Rows, Source, Tangent, Write};
 
-/// Elements that one thread handles at a time.
-fn width(shape: Rows, operands: &[&dyn Aligned]) -> usize {
-    let vector = shape.channels % 4 == 0 && operands.iter().all(|operand| operand.aligned());
-    if vector { 4 } else { 1 }
+/// A block of 256 threads for every tile of rows and every 8 runs of channels: twin of finish_rows_of in
+/// kernels/epilogue.cuh.
+pub(super) fn tiled(storage: Storage, wide: bool, shape: Rows) -> Result<LaunchConfig> {
+    let columns = 8 * if wide { storage.wide() } else { 1 };
+    let tiles = (shape.rows as usize).div_ceil(TILE_ROWS);
+    grid2(tiles, (shape.channels as usize).div_ceil(columns), (256, 1))
 }
 
 #[allow(clippy::too_many_arguments)]
 pub(super) fn source_backward(
-    cuda: &Cuda,
+    cuda: &Launcher,
     shape: Rows,
     dx: Mem<Cuda>,
     write: Write,
     d: Mem<Cuda>,
     x: Source<Arena>,
     slope: Option<Mem<Cuda>>,
-    epilogue: Epilogue<Arena>,
+    end: Epilogue<Arena>,
 ) -> Result<()> {
-    let out = output::<f32>("dx", dx, shape.len())?;
-    let d = input::<f32>("d", d, shape.len())?;
-    let x = source("x", x, shape)?;
+    let storage = cuda.storage();
+    let out = stored_output(storage, "dx", dx, shape.len())?;
+    let d = stored(storage, "d", d, shape.len())?;
+    let x = source(storage, "x", x, shape)?;
     let slope = optional::<f32>("slope", slope, 2 * shape.channels as usize)?;
-    let mask = mask(&epilogue, shape)?;
-    let width = width(shape, &[&out, &d, &x, &slope, &mask]);
-    let kernels = &cuda.kernels;
-    let kernel = if width == 4 {
-        &kernels.source_backward_four
-    } else {
-        &kernels.source_backward_odd
-    };
-    let add = i32::from(write == Write::Add);
+    let end = epilogue(storage, &end, shape, &out, write)?;
+    let operands: [&dyn Aligned; 3] = [&d, &x, &slope];
+    let wide = end.wide() && wide(storage, shape.channels, &operands);
+    let kernel = storage.pick_width(wide, &cuda.kernels.source_backward);
+    let grid = tiled(storage, wide, shape)?;
     // SAFETY: types as in join.cu; lengths checked above.
-    unsafe {
-        launch!(
-            cuda,
-            *kernel,
-            strided(shape.len() / width),
-            out,
-            d,
-            x,
-            slope,
-            mask,
-            shape,
-            add
-        )
-    }?;
-    norm::sums(cuda, shape, dx, epilogue.sums)
+    unsafe { launch!(cuda, kernel, grid, out, d, x, slope, end, shape) }
 }
 
 pub(super) fn join_forward(
-    cuda: &Cuda,
+    cuda: &Launcher,
     shape: Rows,
     y: Mem<Cuda>,
     a: Source<Arena>,
     b: Source<Arena>,
-    epilogue: Epilogue<Arena>,
+    end: Epilogue<Arena>,
 ) -> Result<()> {
-    let out = output::<f32>("y", y, shape.len())?;
-    let (a, b) = (source("a", a, shape)?, source("b", b, shape)?);
-    let mask = mask(&epilogue, shape)?;
-    let width = width(shape, &[&out, &a, &b, &mask]);
-    let kernels = &cuda.kernels;
-    let kernel = if width == 4 {
-        &kernels.join_forward_four
-    } else {
-        &kernels.join_forward_odd
-    };
+    let storage = cuda.storage();
+    let out = stored_output(storage, "y", y, shape.len())?;
+    let (a, b) = (source(storage, "a", a, shape)?, source(storage, "b", b, shape)?);
+    let end = epilogue(storage, &end, shape, &out, Write::Set)?;
+    let wide = end.wide() && wide(storage, shape.channels, &[&a, &b]);
+    let kernel = storage.pick_width(wide, &cuda.kernels.join_forward);
+    let grid = tiled(storage, wide, shape)?;
     // SAFETY: types as in join.cu; lengths checked above.
-    unsafe {
-        launch!(
-            cuda,
-            *kernel,
-            strided(shape.len() / width),
-            out,
-            a,
-            b,
-            mask,
-            shape
-        )
-    }?;
-    norm::sums(cuda, shape, y, epilogue.sums)
+    unsafe { launch!(cuda, kernel, grid, out, a, b, end, shape) }
 }
 
 pub(super) fn join_tangent(
-    cuda: &Cuda,
+    cuda: &Launcher,
     shape: Rows,
     ty: Mem<Cuda>,
     (a, ta): (Source<Arena>, Tangent<Arena>),
     (b, tb): (Source<Arena>, Tangent<Arena>),
-    epilogue: Epilogue<Arena>,
+    end: Epilogue<Arena>,
 ) -> Result<()> {
-    let out = output::<f32>("ty", ty, shape.len())?;
-    let (a, b) = (source("a", a, shape)?, source("b", b, shape)?);
-    let (ta, tb) = (tangent(ta, shape)?, tangent(tb, shape)?);
-    let mask = mask(&epilogue, shape)?;
-    let width = width(shape, &[&out, &a, &ta, &b, &tb, &mask]);
-    let kernels = &cuda.kernels;
-    let kernel = if width == 4 {
-        &kernels.join_tangent_four
-    } else {
-        &kernels.join_tangent_odd
-    };
+    let storage = cuda.storage();
+    let out = stored_output(storage, "ty", ty, shape.len())?;
+    let (a, b) = (source(storage, "a", a, shape)?, source(storage, "b", b, shape)?);
+    let (ta, tb) = (tangent(storage, ta, shape)?, tangent(storage, tb, shape)?);
+    let end = epilogue(storage, &end, shape, &out, Write::Set)?;
+    let wide = end.wide() && wide(storage, shape.channels, &[&a, &ta, &b, &tb]);
+    let kernel = storage.pick_width(wide, &cuda.kernels.join_tangent);
+    let grid = tiled(storage, wide, shape)?;
     // SAFETY: types as in join.cu; lengths checked above.
-    unsafe {
-        launch!(
-            cuda,
-            *kernel,
-            strided(shape.len() / width),
-            out,
-            a,
-            ta,
-            b,
-            tb,
-            mask,
-            shape
-        )
-    }?;
-    norm::sums(cuda, shape, ty, epilogue.sums)
+    unsafe { launch!(cuda, kernel, grid, out, a, ta, b, tb, end, shape) }
 }
 
 /// The input of a pooling as rows.
@@ -134,70 +94,45 @@ pub(super) fn pool_rows(shape: &PoolShape) -> Result<Rows> {
     })
 }
 
-pub(super) fn pool_forward(cuda: &Cuda, shape: PoolShape, y: Mem<Cuda>, x: Source<Arena>) -> Result<()> {
-    let x = source("x", x, pool_rows(&shape)?)?;
+pub(super) fn pool_forward(cuda: &Launcher, shape: PoolShape, y: Mem<Cuda>, x: Source<Arena>) -> Result<()> {
+    let storage = cuda.storage();
+    let x = source(storage, "x", x, pool_rows(&shape)?)?;
     let y = output::<f32>("y", y, shape.y_len())?;
+    let kernel = storage.pick(&cuda.kernels.pool_forward);
     // SAFETY: types as in pool.cu; lengths checked above.
-    unsafe {
-        launch!(
-            cuda,
-            cuda.kernels.pool_forward,
-            strided(shape.y_len()),
-            y,
-            x,
-            shape
-        )
-    }
+    unsafe { launch!(cuda, kernel, strided(shape.y_len()), y, x, shape) }
 }
 
 pub(super) fn pool_tangent(
-    cuda: &Cuda,
+    cuda: &Launcher,
     shape: PoolShape,
     ty: Mem<Cuda>,
     x: Source<Arena>,
     tx: Tangent<Arena>,
 ) -> Result<()> {
-    let rows = pool_rows(&shape)?;
-    let (x, tx) = (source("x", x, rows)?, tangent(tx, rows)?);
+    let (storage, rows) = (cuda.storage(), pool_rows(&shape)?);
+    let (x, tx) = (source(storage, "x", x, rows)?, tangent(storage, tx, rows)?);
     let ty = output::<f32>("ty", ty, shape.y_len())?;
+    let kernel = storage.pick(&cuda.kernels.pool_tangent);
     // SAFETY: types as in pool.cu; lengths checked above.
-    unsafe {
-        launch!(
-            cuda,
-            cuda.kernels.pool_tangent,
-            strided(shape.y_len()),
-            ty,
-            x,
-            tx,
-            shape
-        )
-    }
+    unsafe { launch!(cuda, kernel, strided(shape.y_len()), ty, x, tx, shape) }
 }
 
 pub(super) fn pool_backward(
-    cuda: &Cuda,
+    cuda: &Launcher,
     shape: PoolShape,
     d: Mem<Cuda>,
     write: Write,
     dy: Mem<Cuda>,
-    epilogue: Epilogue<Arena>,
+    end: Epilogue<Arena>,
 ) -> Result<()> {
-    let rows = pool_rows(&shape)?;
-    let out = output::<f32>("d", d, shape.x_len())?;
+    let (storage, rows) = (cuda.storage(), pool_rows(&shape)?);
+    let out = stored_output(storage, "d", d, shape.x_len())?;
     let dy = input::<f32>("dy", dy, shape.y_len())?;
-    let (mask, add) = (mask(&epilogue, rows)?, i32::from(write == Write::Add));
+    let end = epilogue(storage, &end, rows, &out, write)?;
+    let wide = end.wide() && dy.aligned();
+    let kernel = storage.pick_width(wide, &cuda.kernels.pool_backward);
+    let grid = tiled(storage, wide, rows)?;
     // SAFETY: types as in pool.cu; lengths checked above.
-    unsafe {
-        launch!(
-            cuda,
-            cuda.kernels.pool_backward,
-            strided(shape.x_len()),
-            out,
-            dy,
-            mask,
-            shape,
-            add
-        )
-    }?;
-    norm::sums(cuda, rows, d, epilogue.sums)
+    unsafe { launch!(cuda, kernel, grid, out, dy, end, shape) }
 }

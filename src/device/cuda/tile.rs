@@ -1,0 +1,202 @@
+//! Which kernel a convolution gets: by shape and operands, decided once, before memory is planned.
+
+use cudarc::driver::LaunchConfig;
+
+use super::format::Operands;
+use super::kernels::{Kernel, Kernels, grid2, limit};
+use super::norm::TILE_ROWS;
+use crate::device::ConvShape;
+use crate::{Error, Result};
+
+/// Blocks that a large GPU runs at once: two on each of an H100's 132 multiprocessors.
+const SLOTS: usize = 264;
+
+/// Size of a block's part of the output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tile {
+    Large,
+    Small,
+}
+
+/// Twins of LargeTile, SmallTile (kernels/conv_tile.cuh), LargeMma, SmallMma (mma_tile.cuh) and PixelStage (conv_weight_mma.cu).
+struct Edges {
+    rows: usize,
+    columns: usize,
+    threads: u32,
+    /// Bytes of dynamic shared memory: backward to the filters, all others.
+    shared: (u32, u32),
+}
+
+impl Tile {
+    fn edges(self, operands: Operands) -> Edges {
+        let (columns, threads, shared) = match (operands, self) {
+            (Operands::F32, Tile::Large) => (64, 256, (0, 0)),
+            (Operands::F32, Tile::Small) => (32, 128, (0, 0)),
+            (Operands::Tf32 | Operands::Bf16, Tile::Large) => (128, 256, (69_632, 69_632)),
+            (Operands::Tf32 | Operands::Bf16, Tile::Small) => (64, 128, (53_248, 49_152)),
+        };
+        Edges {
+            rows: TILE_ROWS,
+            columns,
+            threads,
+            shared,
+        }
+    }
+
+    /// Blocks that cover an output.
+    fn blocks(self, operands: Operands, rows: usize, columns: usize) -> usize {
+        let edges = self.edges(operands);
+        rows.div_ceil(edges.rows) * columns.div_ceil(edges.columns)
+    }
+
+    /// The large tile where it leaves a GPU full, `slices` times, and is itself more than half filled.
+    fn choose(operands: Operands, rows: usize, columns: usize, slices: usize) -> Tile {
+        let filled = columns > Tile::Small.edges(operands).columns;
+        let full = Tile::Large.blocks(operands, rows, columns) * slices >= 128;
+        if filled && full { Tile::Large } else { Tile::Small }
+    }
+}
+
+/// What [`super::Cuda`] decides for a node. It depends on the geometry alone, so that the bits of a run do not depend on
+/// what else the GPU is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Plan {
+    pub(super) operands: Operands,
+    pub(super) forward: Tile,
+    pub(super) backward_input: Tile,
+    pub(super) backward_weight: Tile,
+    /// Output pixels of one slice of the backward pass to the filters.
+    pub(super) slice_pixels: usize,
+}
+
+impl Plan {
+    /// For nodes without a choice.
+    pub(super) const NONE: Plan = Plan {
+        operands: Operands::F32,
+        forward: Tile::Small,
+        backward_input: Tile::Small,
+        backward_weight: Tile::Small,
+        slice_pixels: 0,
+    };
+
+    /// # Errors
+    /// `Device` for a convolution larger than the kernels count.
+    pub(super) fn new(shape: &ConvShape, operands: Operands) -> Result<Plan> {
+        let (pixels, filters) = (shape.y_rows(), shape.k as usize);
+        if shape.x_len() == 0 || shape.y_len() == 0 || shape.taps() == 0 {
+            return Err(Error::Internal(format!("convolution over {shape:?}")));
+        }
+        for (what, value) in [
+            ("N·H·W", shape.x_rows()),
+            ("N·P·Q", pixels),
+            ("R·S·C", elements(shape)),
+            ("R·S·K", shape.taps() * filters),
+        ] {
+            limit("convolution", what, value)?;
+        }
+        let most = pixels.div_ceil(64);
+        let slices_of = |tile: Tile| slices(tile, operands, shape).clamp(1, most);
+        let backward_weight = Tile::choose(operands, elements(shape), filters, slices_of(Tile::Large));
+        Ok(Plan {
+            operands,
+            forward: Tile::choose(operands, pixels, filters, 1),
+            backward_input: Tile::choose(operands, shape.x_rows(), shape.c as usize, 1),
+            backward_weight,
+            slice_pixels: pixels.div_ceil(slices_of(backward_weight)).next_multiple_of(32),
+        })
+    }
+
+    pub(super) fn slices(&self, shape: &ConvShape) -> usize {
+        shape.y_rows().div_ceil(self.slice_pixels)
+    }
+
+    /// The kernel of a convolution's nine for a tile, and the tile it really has: `vector` says that the operands allow
+    /// 16-byte accesses.
+    pub(super) fn pick<'a>(&self, tile: Tile, vector: bool, kernels: &'a [Kernel; 9]) -> (&'a Kernel, Tile) {
+        let (variant, tile) = match (vector, tile) {
+            (true, Tile::Large) => (0, Tile::Large),
+            (true, Tile::Small) => (1, Tile::Small),
+            (false, _) => (2, Tile::Small),
+        };
+        (&kernels[self.operands as usize * 3 + variant], tile)
+    }
+
+    /// Columns of a tile.
+    pub(super) fn columns(&self, tile: Tile) -> usize {
+        tile.edges(self.operands).columns
+    }
+
+    /// A grid with a block for each tile of an output, `layers` times.
+    pub(super) fn grid(
+        &self,
+        tile: Tile,
+        (rows, columns): (usize, usize),
+        layers: usize,
+    ) -> Result<LaunchConfig> {
+        let edges = tile.edges(self.operands);
+        let mut grid = grid2(
+            tile.blocks(self.operands, rows, columns),
+            layers,
+            (edges.threads, 1),
+        )?;
+        grid.shared_mem_bytes = edges.shared.1;
+        Ok(grid)
+    }
+
+    /// As [`Plan::grid`], for the backward pass to the filters.
+    pub(super) fn weight_grid(&self, tile: Tile, shape: &ConvShape) -> Result<LaunchConfig> {
+        let extent = (elements(shape), shape.k as usize);
+        let mut grid = self.grid(tile, extent, self.slices(shape))?;
+        grid.shared_mem_bytes = tile.edges(self.operands).shared.0;
+        Ok(grid)
+    }
+}
+
+/// Filter elements (r, s, c): the rows of the weight gradient's tiles.
+fn elements(shape: &ConvShape) -> usize {
+    shape.taps() * shape.c as usize
+}
+
+/// Slices of the pixels in the backward pass to the filters: enough to fill a large GPU.
+fn slices(tile: Tile, operands: Operands, shape: &ConvShape) -> usize {
+    let blocks = tile.blocks(operands, elements(shape), shape.k as usize);
+    if operands == Operands::F32 {
+        return 512usize.div_ceil(blocks);
+    }
+    // The fastest by this model, in µs: every wave of blocks takes a slot's share of 500 TFLOP/s, every slice is written
+    // and read at 3 TB/s.
+    let edges = tile.edges(operands);
+    let flops = 2.0 * (edges.rows * edges.columns) as f64 * shape.y_rows() as f64;
+    let time = |slices: usize| {
+        let waves = (blocks * slices).div_ceil(SLOTS) as f64;
+        waves / slices as f64 * flops / (5e8 / SLOTS as f64) + (8 * slices * shape.w_len()) as f64 / 3e6
+    };
+    let most = SLOTS.div_ceil(blocks) * 2 + 2;
+    (1..=most)
+        .min_by(|&a, &b| time(a).total_cmp(&time(b)))
+        .unwrap_or(1)
+}
+
+/// Lets the kernels on tensor cores have their shared memory.
+pub(super) fn allow_shared(kernels: &Kernels) -> Result<()> {
+    let operations = [
+        (&kernels.conv_forward, false),
+        (&kernels.conv_tangent, false),
+        (&kernels.conv_backward_input, false),
+        (&kernels.conv_backward_weight, true),
+        (&kernels.conv_contract, false),
+    ];
+    for (family, weight) in operations {
+        for operands in [Operands::Tf32, Operands::Bf16] {
+            for (variant, tile) in [Tile::Large, Tile::Small, Tile::Small].into_iter().enumerate() {
+                let shared = tile.edges(operands).shared;
+                family[operands as usize * 3 + variant].allow_shared(if weight {
+                    shared.0
+                } else {
+                    shared.1
+                })?;
+            }
+        }
+    }
+    Ok(())
+}
