@@ -57,7 +57,7 @@ impl Variant {
         RunConfig {
             method: self.method,
             meta_batch: self.meta_batch.or(base.meta_batch),
-            meta_depth: self.meta_depth.unwrap_or(base.meta_depth),
+            meta_depth: self.meta_depth.or(base.meta_depth),
             ..base.clone()
         }
     }
@@ -227,15 +227,15 @@ impl Plan {
         (self.base.threads.unwrap_or(cores), Some(1))
     }
 
-    /// Trains everything in [`Plan::runs`]. `progress` hears of every step (images, None) and of every run's end (0, its summary), from
-    /// several threads.
+    /// Trains everything in [`Plan::runs`]. `progress` hears of every step (images, None) and of every run's end (0, its
+    /// variant and summary), from several threads.
     ///
     /// # Errors
     /// The first run's that fails; the others are given up.
     pub fn run(
         &self,
         runs: &[(Variant, RunConfig)],
-        progress: impl Fn(usize, Option<&Summary>) + Sync,
+        progress: impl Fn(usize, Option<(&Variant, &Summary)>) + Sync,
     ) -> Result<Comparison> {
         let (side_by_side, threads) = self.side_by_side();
         let side_by_side = side_by_side.min(runs.len()).max(1);
@@ -244,10 +244,13 @@ impl Plan {
         let work = || {
             while !failed.load(Ordering::Relaxed) {
                 let index = next.fetch_add(1, Ordering::Relaxed);
-                let Some((_, config)) = runs.get(index) else {
+                let Some((variant, config)) = runs.get(index) else {
                     return;
                 };
-                let result = train(config.clone(), threads, &failed, &progress);
+                let result = train(config.clone(), threads, &failed, &|images| progress(images, None));
+                if let Ok(summary) = &result {
+                    progress(0, Some((variant, summary)));
+                }
                 failed.fetch_or(result.is_err(), Ordering::Relaxed);
                 done.lock()
                     .expect("no thread panics while it holds this")
@@ -342,7 +345,7 @@ fn train(
     mut config: RunConfig,
     threads: Option<usize>,
     given_up: &AtomicBool,
-    progress: &(impl Fn(usize, Option<&Summary>) + Sync),
+    progress: &(impl Fn(usize) + Sync),
 ) -> Result<Summary> {
     let task = prepare(&mut config)?;
     let (device, precision) = (config.device, config.precision);
@@ -366,17 +369,15 @@ struct Run<'a, P> {
     progress: &'a P,
 }
 
-impl<P: Fn(usize, Option<&Summary>)> Visitor for Run<'_, P> {
+impl<P: Fn(usize)> Visitor for Run<'_, P> {
     type Output = Summary;
 
     fn visit<D: Device>(self, device: D) -> Result<Summary> {
         let mut trainer = Trainer::new(device, self.config, self.task)?;
         while !trainer.is_done() && !self.given_up.load(Ordering::Relaxed) {
-            trainer.epoch(|images| (self.progress)(images, None))?;
+            trainer.epoch(self.progress)?;
         }
-        let summary = summary(&trainer)?;
-        (self.progress)(0, Some(&summary));
-        Ok(summary)
+        summary(&trainer)
     }
 }
 

@@ -5,7 +5,7 @@ use l2b::device::cpu::Cpu;
 use l2b::device::cuda::Cuda;
 use l2b::device::{Device, Statistics};
 use l2b::engine::InnerProduct;
-use l2b::net::Reuse;
+use l2b::net::{Reach, Reuse};
 
 use crate::device::{ORDERS, emulated, open, set_order};
 use crate::fixtures::{self, Bound};
@@ -58,6 +58,7 @@ fn passes<D: Device>(net: &Net<D>) -> [Vec<f64>; 4] {
     [logits, tangent, gradient, contraction]
 }
 
+/// Whole passes, and with derivatives restricted to the nodes from some on.
 #[test]
 fn passes_are_those_of_the_cpu() {
     for (name, program) in [
@@ -67,23 +68,28 @@ fn passes_are_those_of_the_cpu() {
         for statistics in [Statistics::Batch { update: false }, Statistics::Running] {
             let Some(cuda) = open() else { return };
             let batch = 5;
-            let net = Net::new(cuda, program.clone(), batch, statistics, Reuse::Isolated, 3);
+            let mut net = Net::new(cuda, program.clone(), batch, statistics, Reuse::Isolated, 3);
             let cpu = Cpu::<f64>::new(Some(1)).unwrap();
-            let reference = Net::new(cpu, program.clone(), batch, statistics, Reuse::ByLifetime, 3);
+            let mut reference = Net::new(cpu, program.clone(), batch, statistics, Reuse::ByLifetime, 3);
             reference.set_params(&net.params());
-            for (what, got, want) in ["logits", "tangent", "gradient", "contraction"]
-                .iter()
-                .zip(passes(&net))
-                .zip(passes(&reference))
-                .map(|((what, got), want)| (what, got, want))
-            {
-                let error: f64 = got.iter().zip(&want).map(|(g, w)| (g - w).powi(2)).sum();
-                let size: f64 = want.iter().map(|w| w * w).sum();
-                // f32 through about ten layers; a wrong term is off by far more than 1e-3.
-                assert!(
-                    error.sqrt() <= 2e-5 * size.sqrt(),
-                    "{name} {statistics:?} {what}: {error} of {size}"
-                );
+            // A stage, the head, and a cut between a value and what is pending on it, which takes every kind of operand.
+            let cuts = program.stages.iter().copied().chain([program.head, 3]);
+            for start in std::iter::once(0).chain(cuts) {
+                net.reach = Reach::from_node(&program, start);
+                reference.reach = net.reach.clone();
+                for ((what, got), want) in ["logits", "tangent", "gradient", "contraction"]
+                    .iter()
+                    .zip(passes(&net))
+                    .zip(passes(&reference))
+                {
+                    let error: f64 = got.iter().zip(&want).map(|(g, w)| (g - w).powi(2)).sum();
+                    let size: f64 = want.iter().map(|w| w * w).sum();
+                    // f32 through about ten layers; a wrong term is off by far more than 1e-3.
+                    assert!(
+                        error.sqrt() <= 2e-5 * size.sqrt(),
+                        "{name} {statistics:?} from node {start}, {what}: {error} of {size}"
+                    );
+                }
             }
         }
     }
