@@ -116,7 +116,7 @@ def one_size(args: argparse.Namespace, n: int, m: int, folder: Path) -> dict[str
             clients.append(Client(name, command))
             checks[name] = check_peer(clients[-1], batch, want, folder)
         before = clocks()
-        series = measure(clients, objectives, args.windows, args.window_seconds)
+        series = measure(clients, objectives, args.windows, args.window_seconds, device == "cpu")
         ready = {client.name: client.ready | {"preparing_seconds": client.preparing} for client in clients}
     finally:
         for client in clients:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 
@@ -88,6 +89,23 @@ class Client:
             raise ArmFailed(f"{self.name}: asked for {steps} steps of {objective}, found {json.dumps(answer)[:300]}")
         return answer
 
+    def reset_resident(self) -> None:
+        """Forgets the peak of the process's resident memory (Linux)."""
+        try:
+            Path(f"/proc/{self._process.pid}/clear_refs").write_text("5")
+        except OSError:
+            pass
+
+    def peak_resident(self) -> int:
+        """Peak resident bytes of the whole process, libraries included; 0 where the system does not tell."""
+        try:
+            for line in Path(f"/proc/{self._process.pid}/status").read_text().splitlines():
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) * 1024
+        except OSError:
+            pass
+        return 0
+
     def close(self) -> None:
         """Asks the process to end, and ends it if it does not."""
         try:
@@ -115,10 +133,12 @@ class Series:
     peak_bytes: int = 0
 
 
-def measure(clients: list[Client], objectives: list[str], windows: int, window_seconds: float) -> list[Series]:
+def measure(clients: list[Client], objectives: list[str], windows: int, window_seconds: float,
+            on_cpu: bool) -> list[Series]:
     """`windows` rounds, each asking every arm for one window of every objective, in turn: A B C A B C ...
 
     Every arm's window has as many steps as fit `window_seconds`, at least one. Warm-up comes first and is kept apart.
+    Peak memory: device bytes as each arm reports them; on the CPU the resident bytes of its process, asked of the system.
     """
     series = []
     for objective in objectives:
@@ -130,11 +150,15 @@ def measure(clients: list[Client], objectives: list[str], windows: int, window_s
     by_name = {client.name: client for client in clients}
     for turn in range(windows):
         for s in series:
-            answer = by_name[s.arm].window(s.objective, s.steps)
+            client = by_name[s.arm]
+            if on_cpu:
+                client.reset_resident()
+            answer = client.window(s.objective, s.steps)
             s.step_seconds.append(answer["seconds"] / s.steps)
             if answer.get("device_seconds") is not None:
                 s.device_step_seconds.append(answer["device_seconds"] / s.steps)
-            s.peak_bytes = max(s.peak_bytes, int(answer.get("peak_bytes") or 0))
+            peak = client.peak_resident() if on_cpu else int(answer.get("peak_bytes") or 0)
+            s.peak_bytes = max(s.peak_bytes, peak)
         if (turn + 1) % 10 == 0:
             print(f"round {turn + 1} of {windows}", file=sys.stderr, flush=True)
     return series

@@ -30,9 +30,9 @@ def window(ready: Ready, objective: str, steps: int) -> dict[str, Any]:
     run = ready.runner(objective)
     cuda = ready.device.type == "cuda"
     ready.method.state.reset()
-    reset_peak(cuda)
     ready.synchronize()
     if cuda:
+        torch.cuda.reset_peak_memory_stats()
         first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         first.record()
     started = time.perf_counter()
@@ -47,28 +47,7 @@ def window(ready: Ready, objective: str, steps: int) -> dict[str, Any]:
         raise RuntimeError(f"{steps} steps of {objective} diverged: take fewer steps or a smaller --lr")
     return {"objective": objective, "steps": steps, "seconds": seconds,
             "device_seconds": first.elapsed_time(last) / 1e3 if cuda else seconds,
-            "peak_bytes": max(peak(cuda), ready.peaks.get(objective, 0))}
-
-
-def reset_peak(cuda: bool) -> None:
-    """Forgets earlier peaks."""
-    if cuda:
-        torch.cuda.reset_peak_memory_stats()
-    elif os.path.exists("/proc/self/clear_refs"):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak(cuda: bool) -> int:
-    """Device bytes that tensors took at most; on the CPU the process's resident bytes, libraries included."""
-    if cuda:
-        return torch.cuda.max_memory_allocated()
-    try:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return 0
+            "peak_bytes": max(torch.cuda.max_memory_allocated(), ready.peaks[objective]) if cuda else None}
 
 
 def answer(ready: Ready, request: dict[str, Any]) -> dict[str, Any]:
