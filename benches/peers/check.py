@@ -10,8 +10,8 @@ Reference: double backprop in float64. Tolerances are by precision, on whole ten
 f32 alone gives 1e-4 and 1e-3 at full size: a ReLU mask that flips moves a whole term, and the gradient of the first
 layers passes through all of them. The other columns follow from the 24, 11 and 8 bits of a product's operands.
 
-The update is compared (parameters after minus before), not the parameters, in which an error would drown. beta is compared
-where the pseudo-labels agree; more than `FLIPS` of them differing fails.
+The update is compared (parameters after minus before), not the parameters, in which an error would drown. beta is
+compared where the pseudo-labels agree; more than `FLIPS` of them differing fails.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ OURS = "l2b"
 def ours_commands(args: argparse.Namespace, batch_file: Path, output: Path) -> tuple[list[str], list[str]]:
     """(meta-step, serve) of the engine."""
     where = ["--device", args.device, "--precision", args.our_precision]
-    if args.threads and args.device == "cpu":
+    if args.threads and not args.device.startswith("cuda"):
         where += ["--threads", str(args.threads)]
     step = [args.l2b, "meta-step", "--input", str(batch_file), "--output", str(output), *where]
     return step, [args.l2b, "bench", "--serve", "--batch-file", str(batch_file), *where]
@@ -91,7 +91,11 @@ def one_size(args: argparse.Namespace, n: int, m: int, folder: Path) -> dict[str
     batch.save(batch_file)
     objectives = list(args.objectives)
     print(f"n = {n}, m = {m}: reference in float64", flush=True)
-    want = {o: reference(batch, o, args.reference_device or device, args.threads) for o in objectives}
+    try:
+        want = {o: reference(batch, o, args.reference_device or device, args.threads) for o in objectives}
+    except torch.OutOfMemoryError as error:
+        raise ArmFailed("the float64 reference does not fit: --reference-device cpu takes longer, or a smaller --n: "
+                        + str(error).splitlines()[0]) from error
     if device != "cpu":
         torch.cuda.empty_cache()
 
@@ -115,14 +119,19 @@ def one_size(args: argparse.Namespace, n: int, m: int, folder: Path) -> dict[str
             command += ["--threads", str(args.threads)] if args.threads else []
             clients.append(Client(name, command))
             checks[name] = check_peer(clients[-1], batch, want, folder)
-        before = clocks()
-        series = measure(clients, objectives, args.windows, args.window_seconds, device == "cpu")
+        for client in clients:
+            sizes = client.ready.get("n"), client.ready.get("m")
+            if sizes != (n, m):
+                raise ArmFailed(f"{client.name}: serves n, m = {sizes} of a batch of {(n, m)}")
+        logged = [clocks()]
+        series = measure(clients, objectives, args.windows, args.window_seconds, device == "cpu",
+                         lambda: logged.append(clocks()))
         ready = {client.name: client.ready | {"preparing_seconds": client.preparing} for client in clients}
     finally:
         for client in clients:
             client.close()
     record = {"n": n, "m": m, "settings": json.loads(batch.settings.to_json()), "ours_absent": absent,
-              "arms": ready, "checks": checks, "clocks": [before, clocks()],
+              "arms": ready, "checks": checks, "clocks": [c for c in logged if c],
               "series": [describe(s) for s in series]}
     print(table(record, series, n, m), flush=True)
     return record
@@ -130,7 +139,8 @@ def one_size(args: argparse.Namespace, n: int, m: int, folder: Path) -> dict[str
 
 def describe(s: Series) -> dict[str, Any]:
     """A series in the record: spreads and every window."""
-    return {"arm": s.arm, "objective": s.objective, "steps_per_window": s.steps, "step": spread(s.step_seconds), "device_step": spread(s.device_step_seconds or s.step_seconds),
+    return {"arm": s.arm, "objective": s.objective, "steps_per_window": s.steps,
+            "step": spread(s.step_seconds), "device_step": spread(s.device_step_seconds or s.step_seconds),
             "peak_bytes": s.peak_bytes, "step_seconds": s.step_seconds}
 
 
@@ -165,7 +175,8 @@ def cpu_name() -> str:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     make_batch.add_arguments(parser)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda[:N] or cpu")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu",
+                        help="cuda[:N], cpu, or emulator (ours in the emulator, the rivals on the CPU)")
     parser.add_argument("--precision", choices=["f32", "tf32", "bf16"], help="of the rivals; default: each arm's own")
     parser.add_argument("--our-precision", help="default bf16 on a GPU, f32 on a CPU")
     parser.add_argument("--threads", type=int, help="CPU threads of every arm")
@@ -186,9 +197,9 @@ def parse() -> argparse.Namespace:
         parser.error("--device cuda: this PyTorch sees no GPU")
     if args.windows < 1:
         parser.error("--windows: 1 or more")
-    if args.device == "cpu":
+    if not args.device.startswith("cuda"):
         args.arms = [name for name in args.arms if name != "double_backprop_eager"]  # the same without graphs
-    args.our_precision = args.our_precision or ("f32" if args.device == "cpu" else "bf16")
+    args.our_precision = args.our_precision or ("bf16" if args.device.startswith("cuda") else "f32")
     return args
 
 
@@ -196,6 +207,8 @@ def main() -> int:
     args = parse()
     if args.threads:
         torch.set_num_threads(args.threads)
+    if args.device.startswith("cuda:"):
+        torch.cuda.set_device(torch.device(args.device))
     sizes = [(n, max(2, n // share)) for n in args.sizes for share in (1, 4, 16)] if args.sweep else \
         [(args.n, args.m or args.n)]
     record: dict[str, Any] = {"environment": environment(args), "sizes": []}

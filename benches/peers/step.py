@@ -58,8 +58,8 @@ class State:
     def update(self, grads: tuple[Tensor, ...]) -> dict[str, Tensor]:
         """Clips by the global norm and does one SGD step: the fused kernel, no read-back.
 
-        buf = mu buf + c g + wd theta; theta -= lr buf; c = min(1, clip / (|g| + 1e-6)). Returns the clipped gradients as
-        `clipped.NAME` and c as `factor`.
+        buf = mu buf + c g + wd theta; theta -= lr buf; c = min(1, clip / (|g| + 1e-6)). Returns the clipped gradients
+        as `clipped.NAME` and c as `factor`.
         """
         s, params = self.settings, list(self.params.values())
         # The fused kernels want gradients strided like the parameters; 1x1 kernels sometimes are not.

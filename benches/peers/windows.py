@@ -9,6 +9,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -111,14 +112,15 @@ class Client:
         try:
             if self._process.stdin:
                 self._process.stdin.write(b'{"quit": true}\n')
-                self._process.stdin.close()
+                self._process.stdin.close()  # the end of the input ends it too
             self._process.wait(10)
         except (OSError, subprocess.TimeoutExpired):
             self._process.kill()
             self._process.wait()
         finally:
-            if self._process.stdout:
-                self._process.stdout.close()
+            for pipe in (self._process.stdin, self._process.stdout):
+                if pipe:
+                    pipe.close()
 
 
 @dataclass
@@ -134,10 +136,11 @@ class Series:
 
 
 def measure(clients: list[Client], objectives: list[str], windows: int, window_seconds: float,
-            on_cpu: bool) -> list[Series]:
+            on_cpu: bool, every_tenth: Callable[[], None]) -> list[Series]:
     """`windows` rounds, each asking every arm for one window of every objective, in turn: A B C A B C ...
 
     Every arm's window has as many steps as fit `window_seconds`, at least one. Warm-up comes first and is kept apart.
+    `every_tenth` is called after every tenth round.
     Peak memory: device bytes as each arm reports them; on the CPU the resident bytes of its process, asked of the system.
     """
     series = []
@@ -160,6 +163,7 @@ def measure(clients: list[Client], objectives: list[str], windows: int, window_s
             peak = client.peak_resident() if on_cpu else int(answer.get("peak_bytes") or 0)
             s.peak_bytes = max(s.peak_bytes, peak)
         if (turn + 1) % 10 == 0:
+            every_tenth()
             print(f"round {turn + 1} of {windows}", file=sys.stderr, flush=True)
     return series
 

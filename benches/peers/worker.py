@@ -3,7 +3,7 @@
     python worker.py --arm closed_form --batch-file batch.safetensors --device cuda --precision bf16
 
 Out, once ready:  {"ready": true, "device": .., "precision": .., "n": .., "m": .., ..}
-In:  {"objective": "ce"|"l2rw"|"l2b", "steps": N}   out: {"objective", "steps", "seconds", "device_seconds", "peak_bytes"}
+In:  {"objective": "ce"|"l2rw"|"l2b", "steps": N}   out: {"objective", "steps", "seconds", "device_seconds", ..}
 In:  {"write": FILE, "objective": ..}   one step from the file's state through the timed path; out: {"written": FILE}
 In:  {"quit": true}   ends.  What cannot be done is answered by {"error": ..}.
 """
@@ -89,6 +89,8 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     device = torch.device(args.device)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
     try:
         batch = Batch.load(args.batch_file)
         ready = prepare(ARMS[args.arm], batch, device, args.precision, args.variants, args.compile_mode)
