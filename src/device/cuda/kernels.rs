@@ -82,6 +82,7 @@ kernels! {
     pseudo_labels cross_entropy cross_entropy_backward tangent_dot weights
     lookahead squares_partial norm_finish sgd
     augment echo_shapes
+    peak_f32 peak_tf32 peak_bf16
 }
 
 /// Launches a kernel: `launch!(cuda, kernel, config, arguments…)`, arguments by value in the kernel's order.

@@ -11,6 +11,7 @@
 //! | `kernels` | the table of loaded kernels; launching |
 //! | `conv`, `norm`, `rows`, `loss`, `optim` | one launch function per kernel: lengths, launch shape, arguments |
 //! | `graph` | recording and replaying |
+//! | `timer`, `peak` | measuring: marks in the stream, the rate of the multiply-add units |
 //! | `list` | driver and GPUs for `l2b devices` |
 
 mod conv;
@@ -22,12 +23,15 @@ mod loss;
 mod memory;
 mod norm;
 mod optim;
+mod peak;
 mod rows;
+mod timer;
 
 pub use conv::Plan;
 pub use graph::Graph;
 pub use list::{Gpu, Listing, devices};
 pub use memory::Arena;
+pub use timer::Mark;
 
 use std::sync::Arc;
 
@@ -208,6 +212,7 @@ impl Device for Cuda {
     type Real = f32;
     type Arena = Arena;
     type Algorithm = Plan;
+    type Mark = Mark;
 
     fn name(&self) -> String {
         self.name.clone()
@@ -539,6 +544,22 @@ impl Device for Cuda {
         step: Mem<Self>,
     ) -> Result<()> {
         optim::augment(self, shape, out, images, ids, table, step)
+    }
+
+    fn mark(&self) -> Result<Mark> {
+        timer::mark(self)
+    }
+
+    fn seconds(&self, from: &Mark, to: &Mark) -> Result<f64> {
+        timer::seconds(from, to)
+    }
+
+    fn peak_bytes(&self) -> usize {
+        peak::bytes(self)
+    }
+
+    fn peak(&self, memory: Mem<Self>, rounds: usize) -> Result<f64> {
+        peak::peak(self, memory, rounds)
     }
 }
 
