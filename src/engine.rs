@@ -145,7 +145,7 @@ impl Entries {
 }
 
 /// Places of images, ids and labels of one input, and the bytes they take.
-fn feed_layout(program: &Program, largest: usize, act: usize) -> ([Region; 3], usize) {
+pub(crate) fn feed_layout(program: &Program, largest: usize, act: usize) -> ([Region; 3], usize) {
     let mut layout = Layout::default();
     let image = program.rows(program.input(), 1).len();
     let regions = [

@@ -1,7 +1,16 @@
 //! `l2b bench`: what the device could do, and what operations, phases, steps and the loader make of it.
 
+pub mod alone;
 pub mod case;
+pub mod compare;
+pub mod machine;
+pub mod measure;
+pub mod record;
+pub mod run;
+pub mod serve;
+pub mod table;
 pub mod trace;
+pub mod workload;
 
 use crate::arch::{Architecture, ModelName};
 

@@ -29,7 +29,7 @@ mod timer;
 
 pub use conv::Plan;
 pub use graph::Graph;
-pub use list::{Gpu, Listing, devices};
+pub use list::{Gpu, Listing, bus_id, devices};
 pub use memory::Arena;
 pub use timer::Mark;
 
