@@ -285,8 +285,10 @@ impl Form {
     pub const SUMS: Form = Form(32);
     /// Cross-entropy of two kinds of label.
     pub const SECOND: Form = Form(64);
+    /// A convolution as a linear layer: all of it in the precision of parameters.
+    pub const LINEAR: Form = Form(128);
 
-    const NAMES: [(Form, &'static str); 7] = [
+    const NAMES: [(Form, &'static str); 8] = [
         (Form::PENDING, "pending"),
         (Form::TANGENT, "tangent"),
         (Form::BIAS, "bias"),
@@ -294,6 +296,7 @@ impl Form {
         (Form::MASK, "mask"),
         (Form::SUMS, "sums"),
         (Form::SECOND, "second"),
+        (Form::LINEAR, "linear"),
     ];
 
     /// Both.
@@ -390,6 +393,7 @@ impl Case {
         let pending = has(Form::PENDING);
         match self.shape {
             Shape::Conv(s) => {
+                let act = if self.form.has(Form::LINEAR) { real } else { act };
                 // A 1×1 filter with a stride does not read every pixel.
                 let x = s.x_len().min(s.y_rows() * s.taps() * s.c as usize) as f64 * act;
                 let (y, w) = (s.y_len() as f64 * act, s.w_len() as f64 * real);
@@ -410,7 +414,7 @@ impl Case {
                 }
             }
             Shape::Pool(s) => {
-                let (x, y) = (s.x_len() as f64 * act, s.y_len() as f64 * act);
+                let (x, y) = (s.x_len() as f64 * act, s.y_len() as f64 * real);
                 match self.operation {
                     Operation::PoolTangent => x * (1.0 + pending) + y,
                     Operation::PoolBackward => x * (1.0 + add + guide) + y,
@@ -484,10 +488,10 @@ mod tests {
             let shape = Shape::parse(*operation, &ones).unwrap();
             assert_eq!(shape.to_string(), ones, "{name:?}");
         }
-        for form in ["plain", "pending+sums", "tangent+bias+add+mask+second"] {
+        for form in ["plain", "pending+sums", "tangent+bias+add+mask+second+linear"] {
             assert_eq!(form.parse::<Form>().unwrap().to_string(), form);
         }
-        assert!("pending,sums".parse::<Form>().unwrap_err().contains("second"));
+        assert!("pending,sums".parse::<Form>().unwrap_err().contains("linear"));
     }
 
     #[test]

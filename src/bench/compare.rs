@@ -102,6 +102,7 @@ pub fn refuse_others(old: &Record, new: &Record, old_path: &Path) -> Result<()> 
                 "batch and meta batch",
                 format!("{} and {}", s.batch, s.meta_batch),
             ),
+            ("meta depth", s.meta_depth.to_string()),
             ("data of the loader", s.data.clone()),
             ("caches", s.caches.clone()),
         ]

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::case::Operation;
 use super::machine::{Clocks, Machine};
 use super::measure::Spread;
+use crate::budget::MetaDepth;
 use crate::device::choice::Precision;
 use crate::phase::Phase;
 use crate::{Error, Result, atomic};
@@ -55,6 +56,7 @@ pub struct Settings {
     pub batch: usize,
     /// m
     pub meta_batch: usize,
+    pub meta_depth: MetaDepth,
     /// Dataset of the loader.
     pub data: String,
     /// State of the caches when a window starts: "warm".
@@ -211,6 +213,7 @@ pub(super) mod tests {
                 classes: 10,
                 batch: 32,
                 meta_batch: 16,
+                meta_depth: MetaDepth::All,
                 data: "digits".into(),
                 caches: "warm".into(),
             },

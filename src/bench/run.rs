@@ -10,17 +10,16 @@ use super::machine::{self, Nvml};
 use super::measure::{Spread, Windows, device_seconds, time};
 use super::record::{CeilingRow, LoaderRow, MemoryRow, OperationRow, PhaseRow, Record, StepRow};
 use super::trace::operations;
-use super::workload::{OBJECTIVES, Workload, augment};
+use super::workload::{OBJECTIVES, Workload, augment, batches};
 use crate::arch::Architecture;
-use crate::data::loader::{Loader, LoaderConfig};
-use crate::data::split::Subset;
+use crate::budget::MetaDepth;
 use crate::device::choice::DeviceChoice;
 use crate::device::{ALIGN, Device, Region};
 use crate::engine::{feed_layout, required_bytes};
 use crate::net::{Plan, Program, Reuse};
 use crate::phase::Phase;
 use crate::step::Objective;
-use crate::{Error, Result, task};
+use crate::{Error, Result};
 
 /// What is measured beside the ceilings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -45,6 +44,7 @@ pub struct Job {
     pub architecture: Architecture,
     /// n and m.
     pub sizes: (usize, usize),
+    pub meta_depth: MetaDepth,
     pub windows: Windows,
     pub parts: Vec<Part>,
     /// Dataset of the loader, as `--data` takes it.
@@ -75,7 +75,8 @@ impl Traces {
     fn new(job: &Job) -> Result<Self> {
         let trace = |(_, objective)| {
             let shape = augment(&job.architecture, job.sizes.0);
-            operations(&job.architecture, objective, job.sizes, shape).map(|list| (objective, list))
+            operations(&job.architecture, objective, job.sizes, job.meta_depth, shape)
+                .map(|list| (objective, list))
         };
         Ok(Traces {
             by_objective: OBJECTIVES.into_iter().map(trace).collect::<Result<_>>()?,
@@ -117,7 +118,7 @@ pub fn run<D: Device>(device: D, job: &Job, mut record: Record, report: Report) 
     let whole = [Part::Phases, Part::Steps, Part::Memory];
     if job.parts.iter().any(|part| whole.contains(part)) {
         let free = device.free_bytes();
-        let mut workload = Workload::random(device, &job.architecture, job.sizes)?;
+        let mut workload = Workload::random(device, &job.architecture, job.sizes, job.meta_depth)?;
         // On a CPU, other programs come and go.
         let seen = free
             .zip(workload.engine.device.free_bytes())
@@ -149,8 +150,8 @@ pub fn run<D: Device>(device: D, job: &Job, mut record: Record, report: Report) 
     Ok(record)
 }
 
-/// Largest copy: far above any cache.
-const COPY_BYTES: usize = 256 << 20;
+/// Largest copy: source and target together are several times any cache.
+const COPY_BYTES: usize = 128 << 20;
 
 /// What the device can do where nothing holds it up.
 ///
@@ -387,19 +388,9 @@ const LOADED: u32 = 32;
 
 /// Batches as training takes them, from a dataset's train split; its pages have been read once before.
 fn loader(job: &Job) -> Result<LoaderRow> {
-    let dataset = task::open(&job.data, false)?;
-    let set = Subset::clean(dataset.split(task::TRAIN)?);
-    let size = |batch: usize| (batch.min(set.len() as usize)) as u32;
-    let per_epoch = set.len().div_ceil(size(job.sizes.0));
-    let steps = (job.windows.count as u32 + 1).saturating_mul(LOADED) + per_epoch;
-    let config = LoaderConfig {
-        seed: 0,
-        batch: size(job.sizes.0),
-        meta_batch: size(job.sizes.1),
-        meta_from: 0,
-        epochs: steps.div_ceil(per_epoch) + 1,
-    };
-    let mut loader = Loader::start(set.clone(), set.clone(), config, 0)?;
+    let steps = (job.windows.count as u32 + 1).saturating_mul(LOADED);
+    let (mut loader, image_bytes) = batches(&job.data, job.sizes, steps)?;
+    let epoch = loader.steps_per_epoch();
     let mut take = |count: u32| -> Result<usize> {
         let mut images = 0;
         for _ in 0..count {
@@ -411,7 +402,8 @@ fn loader(job: &Job) -> Result<LoaderRow> {
         }
         Ok(images)
     };
-    take(per_epoch)?;
+    // Reads every page once.
+    take(epoch)?;
     let mut rates = Vec::new();
     let start = Instant::now();
     while job.windows.more(rates.len(), start) {
@@ -421,6 +413,6 @@ fn loader(job: &Job) -> Result<LoaderRow> {
     }
     Ok(LoaderRow {
         images_per_second: Spread::of(&rates),
-        image_bytes: set.split().image_shape().iter().product(),
+        image_bytes,
     })
 }

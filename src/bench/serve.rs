@@ -97,13 +97,14 @@ pub fn serve<D: Device>(
 mod tests {
     use super::*;
     use crate::bench::preact;
+    use crate::budget::MetaDepth;
     use crate::device::cpu::Cpu;
 
     #[test]
     fn one_answer_a_request() {
         let device = Cpu::<f32>::new(Some(1)).unwrap();
         let network = preact(4, vec![1], [8, 8], 1, 3);
-        let mut workload = Workload::random(device, &network, (6, 3)).unwrap();
+        let mut workload = Workload::random(device, &network, (6, 3), MetaDepth::All).unwrap();
         let input = concat!(
             "{\"objective\": \"l2b\", \"steps\": 2}\n",
             "\n",
@@ -151,7 +152,7 @@ mod tests {
     fn every_request_starts_from_the_same_state() {
         let device = Cpu::<f32>::new(Some(1)).unwrap();
         let network = preact(4, vec![1], [8, 8], 1, 3);
-        let mut workload = Workload::random(device, &network, (6, 3)).unwrap();
+        let mut workload = Workload::random(device, &network, (6, 3), MetaDepth::All).unwrap();
         let mut outcome = |objective| {
             workload.steps(objective, 3).unwrap();
             workload.engine.outcome(objective).unwrap()

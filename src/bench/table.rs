@@ -40,7 +40,13 @@ pub fn head(record: &Record) -> String {
             s.precision.name()
         ),
     );
-    line("batches", format!("n = {}, m = {}", s.batch, s.meta_batch));
+    line(
+        "batches",
+        format!(
+            "n = {}, m = {}, meta depth {}",
+            s.batch, s.meta_batch, s.meta_depth
+        ),
+    );
     text
 }
 

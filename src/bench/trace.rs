@@ -6,6 +6,7 @@ use std::sync::Mutex;
 use super::case::{Case, Form, Operation, Shape};
 use crate::Result;
 use crate::arch::Architecture;
+use crate::budget::MetaDepth;
 use crate::device::{
     AugmentShape, Conv, Device, Epilogue, Geometry, LossShape, Mem, Norm, Normalise, PoolShape, Prepared,
     Rows, Source, Statistics, StepParams, Sums, Tangent, Targets, Write,
@@ -28,13 +29,17 @@ pub fn operations(
     architecture: &Architecture,
     objective: Objective,
     (n, m): (usize, usize),
+    meta_depth: MetaDepth,
     augment: AugmentShape,
 ) -> Result<Vec<(Phase, Case)>> {
     let device = Tracer::default();
     let program = architecture.program()?;
     let classes = program.classes();
     let model = Model::new(&device, program, Init::Uniform, 0)?;
-    let options = EngineOptions::default();
+    let options = EngineOptions {
+        meta_depth,
+        ..EngineOptions::default()
+    };
     let mut engine = Engine::new(device, model, options, &[n, m], Reuse::ByLifetime)?;
     for (slot, size) in [(Slot::Train, n), (Slot::Meta, m)] {
         let augment = AugmentShape {
@@ -83,7 +88,8 @@ impl Tracer {
     }
 
     fn conv(&self, operation: Operation, conv: Conv<Self>, form: Form) -> Result<()> {
-        self.push(operation, Shape::Conv(*conv.shape), form)
+        let linear = Form::LINEAR.when(conv.prepared.algorithm);
+        self.push(operation, Shape::Conv(*conv.shape), form.and(linear))
     }
 
     fn rows(&self, operation: Operation, shape: Rows, form: Form) -> Result<()> {
@@ -125,7 +131,8 @@ impl Device for Tracer {
     type Act = f32;
     type Real = f32;
     type Arena = ();
-    type Algorithm = ();
+    /// Whether it is a linear layer.
+    type Algorithm = bool;
     /// Operations asked for before it.
     type Mark = usize;
 
@@ -158,11 +165,11 @@ impl Device for Tracer {
         Ok(())
     }
 
-    fn prepare(&self, _node: &Geometry) -> Result<Prepared<()>> {
+    fn prepare(&self, node: &Geometry) -> Result<Prepared<bool>> {
         Ok(Prepared {
             saved_bytes: 0,
             scratch_bytes: 0,
-            algorithm: (),
+            algorithm: matches!(node, Geometry::Linear(_)),
         })
     }
 
@@ -459,6 +466,7 @@ mod tests {
             &preact(64, vec![2; 4], [32, 32], 3, 10),
             objective,
             (512, 512),
+            MetaDepth::All,
             augment,
         )
         .unwrap()

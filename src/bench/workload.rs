@@ -4,6 +4,9 @@ use std::path::Path;
 use std::time::Instant;
 
 use crate::arch::Architecture;
+use crate::budget::MetaDepth;
+use crate::data::loader::{Loader, LoaderConfig};
+use crate::data::split::Subset;
 use crate::device::{AugmentShape, Device, Element, Mem, StepParams};
 use crate::engine::{Engine, EngineOptions, Images, InnerProduct, Slot};
 use crate::evaluate::plain;
@@ -12,7 +15,7 @@ use crate::model::{Init, Model};
 use crate::net::Reuse;
 use crate::random::{META_VIEW, Purpose, Stream, TRAIN_VIEW};
 use crate::step::Objective;
-use crate::{Error, Result};
+use crate::{Error, Result, task};
 
 /// Objectives by their names on the command line, the plain one first.
 pub const OBJECTIVES: [(&str, Objective); 3] = [
@@ -66,11 +69,19 @@ impl<D: Device> Workload<D> {
     ///
     /// # Errors
     /// `Config` for a network or batch that cannot be; those of the device.
-    pub fn random(device: D, architecture: &Architecture, (n, m): (usize, usize)) -> Result<Self> {
+    pub fn random(
+        device: D,
+        architecture: &Architecture,
+        (n, m): (usize, usize),
+        meta_depth: MetaDepth,
+    ) -> Result<Self> {
         let program = architecture.program()?;
         program.check_batch(n.max(m))?;
         let model = Model::new(&device, program, Init::He, 1)?;
-        let options = EngineOptions::default();
+        let options = EngineOptions {
+            meta_depth,
+            ..EngineOptions::default()
+        };
         let mut engine = Engine::new(device, model, options, &[n, m], Reuse::ByLifetime)?;
         let table: Vec<D::Act> = (0..architecture.in_channels * 256)
             .map(|i| D::Act::from_f64(((i % 256) as f64 - 127.5) / 64.0))
@@ -166,4 +177,25 @@ impl<D: Device> Workload<D> {
             device_seconds: self.engine.device.seconds(&from, &to)?,
         })
     }
+}
+
+/// Train and meta batches of a dataset's train split, as training takes them: an epoch, then at least `steps` more. Also the
+/// bytes of one image. Batches are no larger than the split.
+///
+/// # Errors
+/// `Io`, `Data`.
+pub fn batches(data: &Path, (n, m): (usize, usize), steps: u32) -> Result<(Loader, usize)> {
+    let dataset = task::open(data, false)?;
+    let set = Subset::clean(dataset.split(task::TRAIN)?);
+    let size = |batch: usize| batch.min(set.len() as usize) as u32;
+    let per_epoch = set.len().div_ceil(size(n));
+    let config = LoaderConfig {
+        seed: 0,
+        batch: size(n),
+        meta_batch: size(m),
+        meta_from: 0,
+        epochs: steps.div_ceil(per_epoch) + 1,
+    };
+    let image = set.split().image_shape().iter().product();
+    Ok((Loader::start(set.clone(), set, config, 0)?, image))
 }

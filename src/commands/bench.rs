@@ -15,6 +15,7 @@ use crate::bench::record::{CeilingRow, Record, SCHEMA, Settings};
 use crate::bench::run::{self, Event, Job, Part};
 use crate::bench::workload::Workload;
 use crate::bench::{alone, compare, preact, serve, table};
+use crate::budget::MetaDepth;
 use crate::config::BUNDLED;
 use crate::device::Device;
 use crate::device::choice::{DeviceChoice, Visitor, resolve};
@@ -43,6 +44,9 @@ pub struct BenchArgs {
     /// Clean images per step, m [default: as --batch]
     #[arg(long, value_parser = whole(1 << 20))]
     meta_batch: Option<u64>,
+    /// Stages that the meta gradient covers, as of `l2b train`
+    #[arg(long, default_value_t = MetaDepth::All)]
+    meta_depth: MetaDepth,
     /// Windows of each measurement
     #[arg(long, default_value_t = 30, value_parser = whole(100_000))]
     windows: u64,
@@ -68,7 +72,7 @@ pub struct BenchArgs {
     /// Its shape: numbers separated by commas, e.g. n,h,w,c,k,r,stride,pad of a convolution
     #[arg(long, requires = "kernel")]
     shape: Option<String>,
-    /// What it does beside its core: plain, or some of pending, tangent, bias, add, mask, sums, second joined by + [default: as networks use it]
+    /// What it does beside its core: plain, or some of pending, tangent, bias, add, mask, sums, second, linear joined by + [default: as networks use it]
     #[arg(long, requires = "kernel")]
     form: Option<Form>,
     /// Call it this often and measure nothing
@@ -79,7 +83,7 @@ pub struct BenchArgs {
     #[arg(long, conflicts_with_all = ["out", "compare", "parts"])]
     serve: bool,
     /// Network, batches and settings of --serve from a meta-step file
-    #[arg(long, value_name = "FILE", requires = "serve", conflicts_with_all = ["width", "blocks", "image", "classes", "batch", "meta_batch"])]
+    #[arg(long, value_name = "FILE", requires = "serve", conflicts_with_all = ["width", "blocks", "image", "classes", "batch", "meta_batch", "meta_depth"])]
     batch_file: Option<PathBuf>,
 }
 
@@ -142,7 +146,8 @@ impl BenchArgs {
             channels,
             self.classes,
         );
-        network.program().map(|_| network)
+        let program = network.program()?;
+        self.meta_depth.reach(&program).map(|_| network)
     }
 
     fn sizes(&self) -> (usize, usize) {
@@ -174,6 +179,7 @@ impl BenchArgs {
                 classes: network.num_classes,
                 batch: n,
                 meta_batch: m,
+                meta_depth: self.meta_depth,
                 data: self.data.display().to_string(),
                 caches: "warm".into(),
             },
@@ -197,6 +203,7 @@ fn measure<D: Device>(args: &BenchArgs, device: D, out: &mut impl Write) -> Resu
         device: args.choice(),
         architecture: args.architecture()?,
         sizes: args.sizes(),
+        meta_depth: args.meta_depth,
         windows: args.windows()?,
         parts: args.parts.clone(),
         data: args.data.clone(),
@@ -285,7 +292,7 @@ fn one_operation<D: Device>(
 fn answer<D: Device>(args: &BenchArgs, device: D, out: &mut impl Write) -> Result<()> {
     let mut workload = match &args.batch_file {
         Some(path) => Workload::from_file(device, path)?,
-        None => Workload::random(device, &args.architecture()?, args.sizes())?,
+        None => Workload::random(device, &args.architecture()?, args.sizes(), args.meta_depth)?,
     };
     let precision = args.device.precision.name();
     serve::serve(&mut workload, precision, std::io::stdin().lock(), out)

@@ -31,6 +31,7 @@ pub use conv::Plan;
 pub use graph::Graph;
 pub use list::{Gpu, Listing, bus_id, devices};
 pub use memory::Arena;
+pub use peak::Operands;
 pub use timer::Mark;
 
 use std::sync::Arc;
@@ -559,7 +560,7 @@ impl Device for Cuda {
     }
 
     fn peak(&self, memory: Mem<Self>, rounds: usize) -> Result<f64> {
-        peak::peak(self, memory, rounds)
+        self.peak_of(Operands::F32, memory, rounds)
     }
 }
 

@@ -1,4 +1,4 @@
-//! Launch of kernels/peak.cu.
+//! Launches of kernels/peak.cu.
 
 use cudarc::driver::sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
 
@@ -9,9 +9,15 @@ use super::memory::output;
 use crate::Result;
 use crate::device::Mem;
 
+/// Operands of multiply-adds into f32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operands {
+    F32,
+    Tf32,
+    Bf16,
+}
+
 const THREADS: usize = 256;
-/// Multiply-adds of one thread in one round of peak_f32.
-const MULTIPLY_ADDS: usize = 8 * 32;
 
 /// Two blocks of 256 threads a multiprocessor: enough warps for every scheduler, few enough for their registers.
 fn blocks(cuda: &Cuda) -> Result<usize> {
@@ -27,18 +33,22 @@ pub(super) fn bytes(cuda: &Cuda) -> usize {
     blocks(cuda).unwrap_or(1) * THREADS * size_of::<f32>()
 }
 
-pub(super) fn peak(cuda: &Cuda, memory: Mem<Cuda>, rounds: usize) -> Result<f64> {
-    let blocks = blocks(cuda)?;
-    let out = output::<f32>("memory", memory, blocks * THREADS)?;
-    // SAFETY: types as in peak.cu; one value per thread.
-    unsafe {
-        launch!(
-            cuda,
-            cuda.kernels.peak_f32,
-            grid(blocks, THREADS as u32)?,
-            out,
-            rounds as i32
-        )
-    }?;
-    Ok(2.0 * (blocks * THREADS * rounds * MULTIPLY_ADDS) as f64)
+impl Cuda {
+    /// [`crate::device::Device::peak`] on operands of any kind.
+    ///
+    /// # Errors
+    /// Those of the driver.
+    pub fn peak_of(&self, operands: Operands, memory: Mem<Cuda>, rounds: usize) -> Result<f64> {
+        // Multiply-adds of one thread in one round: 8 on each of 32 chains; 16 matrix products shared by 32 threads.
+        let (kernel, multiply_adds) = match operands {
+            Operands::F32 => (&self.kernels.peak_f32, 8 * 32),
+            Operands::Tf32 => (&self.kernels.peak_tf32, 16 * 16 * 8 * 8 / 32),
+            Operands::Bf16 => (&self.kernels.peak_bf16, 16 * 16 * 8 * 16 / 32),
+        };
+        let blocks = blocks(self)?;
+        let out = output::<f32>("memory", memory, blocks * THREADS)?;
+        // SAFETY: types as in peak.cu; one value per thread.
+        unsafe { launch!(self, *kernel, grid(blocks, THREADS as u32)?, out, rounds as i32) }?;
+        Ok(2.0 * (blocks * THREADS * rounds * multiply_adds) as f64)
+    }
 }
