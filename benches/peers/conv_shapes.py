@@ -4,10 +4,10 @@
     python conv_shapes.py --device cuda --precision bf16 --n 512 --ours ours.json --out convs.json
 
 Every distinct convolution of ResNet-18 in channels_last: forward, gradient of the input, gradient of the weight, and
-the tangent conv(tx, W) + conv(x, V) both as two convolutions and as one with twice the input channels (the copy into the
-joined input not counted), the faster of which counts. TFLOP/s count multiply-adds as two, the tangent as twice the
-forward. Ours are taken from a record: where it has several forms of an operation, the `plain` one, else the one called
-most often, which does more (batch norm and ReLU on load, sums): its name is printed.
+the tangent conv(tx, W) + conv(x, V) both as two convolutions and as one with twice the input channels (the copy into
+the joined input not counted), the faster of which counts. TFLOP/s count multiply-adds as two, the tangent as twice
+the forward. Ours are taken from a record: where it has several forms of an operation, the `plain` one, else the one
+called most often, which does more (batch norm and ReLU on load, sums): its name is printed.
 """
 
 from __future__ import annotations

@@ -141,7 +141,7 @@ def measure(clients: list[Client], objectives: list[str], windows: int, window_s
 
     Every arm's window has as many steps as fit `window_seconds`, at least one. Warm-up comes first and is kept apart.
     `every_tenth` is called after every tenth round.
-    Peak memory: device bytes as each arm reports them; on the CPU the resident bytes of its process, asked of the system.
+    Peak memory: device bytes as each arm reports them; on the CPU the resident bytes of its process.
     """
     series = []
     for objective in objectives:
