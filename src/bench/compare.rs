@@ -199,15 +199,16 @@ mod tests {
 
     #[test]
     fn another_device_or_setting_is_refused_by_name() {
-        let changes: [(&dyn Fn(&mut Record), &str); 4] = [
+        type Change = fn(&mut Record);
+        let changes: [(Change, &str); 4] = [
             (
-                &|r| r.machine.model = "another".into(),
+                |r| r.machine.model = "another".into(),
                 "device of --compare old.json",
             ),
-            (&|r| r.machine.threads = Some(1), "threads"),
-            (&|r| r.settings.batch = 64, "batch"),
+            (|r| r.machine.threads = Some(1), "threads"),
+            (|r| r.settings.batch = 64, "batch"),
             (
-                &|r| r.settings.precision = crate::device::choice::Precision::F64,
+                |r| r.settings.precision = crate::device::choice::Precision::F64,
                 "precision",
             ),
         ];

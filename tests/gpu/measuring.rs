@@ -1,7 +1,7 @@
 //! What `l2b bench` needs of the device: marks, the peak kernels, every operation of a step on operands of its own.
 
 use super::common::{fetch_raw, room};
-use super::device::{open, open_as};
+use super::device::open_as;
 use l2b::Result;
 use l2b::bench::alone::Alone;
 use l2b::bench::preact;
@@ -37,9 +37,8 @@ fn peak_kernels_compute_something_and_marks_see_them() {
     peak_computes_something(Cuda::bf16, 1024.0);
 }
 
-#[test]
-fn every_operation_of_a_step_runs_alone() {
-    let Some(cuda) = open() else { return };
+fn runs_alone<D: Device>(make: impl Fn(usize) -> Result<D>) {
+    let Some(cuda) = open_as(make) else { return };
     let network = preact(8, vec![1, 2], [8, 6], 3, 5);
     let shape = augment(&network, 5);
     let list = operations(&network, Objective::L2b, (5, 3), MetaDepth::All, shape).unwrap();
@@ -54,4 +53,11 @@ fn every_operation_of_a_step_runs_alone() {
         }
     }
     assert!(seen.len() > 40, "{}", seen.len());
+}
+
+#[test]
+fn every_operation_of_a_step_runs_alone() {
+    runs_alone(Cuda::new);
+    runs_alone(Cuda::tf32);
+    runs_alone(Cuda::bf16);
 }
