@@ -17,25 +17,17 @@ pub enum MetaDepth {
     Stages(u32),
 }
 
-/// Budgets of the meta pass by name; what a run says of clean images or stages itself wins.
+/// Budgets of the meta pass by name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum MetaBudget {
-    /// As many clean images as train images, the gradient of the whole network
+    /// The gradient of the whole network
     Full,
-    /// A quarter of the clean images, the gradient of the last two stages and the head
+    /// The gradient of the last two stages and the head
     Fast,
 }
 
 impl MetaBudget {
-    /// Clean images of a step on n.
-    pub fn batch(self, n: u32) -> u32 {
-        match self {
-            MetaBudget::Full => n,
-            MetaBudget::Fast => n.div_ceil(4),
-        }
-    }
-
     /// Depth in a network of `stages` stages.
     pub fn depth(self, stages: usize) -> MetaDepth {
         match self {

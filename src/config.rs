@@ -142,10 +142,10 @@ pub struct RunConfig {
     #[arg(long, help_heading = "Method")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub warm_up: Option<u32>,
-    /// Cost of the meta pass by name: what --meta-batch and --meta-depth are unless given
+    /// Cost of the meta pass by name: what --meta-depth is unless given
     #[arg(long, value_enum, default_value_t = MetaBudget::Full, help_heading = "Method")]
     pub meta_budget: MetaBudget,
-    /// Clean images per step [default: as --meta-budget says, or all there are]
+    /// Clean images per step [default: as --batch, or all there are]
     #[arg(long, help_heading = "Method")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub meta_batch: Option<u32>,

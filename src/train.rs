@@ -78,13 +78,7 @@ pub fn architecture(config: &RunConfig, task: &Task) -> Architecture {
 pub fn fit_to_task(config: &mut RunConfig, task: &Task) -> Result<()> {
     let most = task.meta.len();
     if config.method.needs_clean() {
-        // Training on the clean images alone has no meta pass that could be cheaper.
-        let batch = if config.method.objective().is_meta() {
-            config.meta_budget.batch(config.batch)
-        } else {
-            config.batch
-        };
-        config.meta_batch.get_or_insert(batch.min(most));
+        config.meta_batch.get_or_insert(config.batch.min(most));
     }
     for (what, batch, most, of) in [
         ("batch", Some(config.batch), task.train.len(), "train images"),
