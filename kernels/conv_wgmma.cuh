@@ -1,0 +1,85 @@
+// A 3x3 convolution of stride 1 on Hopper's tensor cores: the geometry of its tiles and what its parts have in common.
+//
+// A block's tile is 4 image rows of 64 pixels by FILTERS filters. The 64 pixels of a row are a slab: `width` pixels (a
+// power of two) of each of 64 / width images, so that small images fill it as well as large ones. A slab of 64 channels
+// is 8 KB of shared memory under the 128-byte swizzle: one bulk copy, and as it stands the A operand of wgmma (64 rows,
+// depth 64). The window moves by whole slabs: for one column s of the window, slabs -1..4 (shifted by s - 1 pixels, zero
+// outside of the image) serve all three rows r: output row i and window row r meet in slab i + r. A stage of the ring is
+// those six slabs and the three filter slices (r, s), 64 channels of both; three stages (s) make 64 channels of depth.
+//
+//   L2 traffic of a tile, 64 channels deep: 3·6·8 KB of pixels and 9·FILTERS·128 B of filters for 256·FILTERS·576·2 FLOP,
+//   131 FLOP a byte at 128 filters, 87 at 64.
+#pragma once
+#include "source.cuh"
+
+namespace wgmma_tile {
+constexpr int ROWS = 4, SLAB_PIXELS = 64, DEPTH = 64, CONSUMERS = 2;
+constexpr int SLAB = SLAB_PIXELS * DEPTH * 2, SLABS = ROWS + 2;
+constexpr int THREADS = 128 * (1 + CONSUMERS);
+constexpr int STAGES = 2;
+constexpr int TRANSFORM_THREADS = 96;             // warps 1 to 3; warp 0 copies
+constexpr int STAGED_COLUMNS = 32;                // of a consumer's 128 x FILTERS outputs, at a time
+constexpr int STAGED = 128 * STAGED_COLUMNS * 4;  // bytes
+
+template <int FILTERS>
+constexpr int FILTER_SLICE = FILTERS * DEPTH * 2;
+template <int FILTERS>
+constexpr int STAGE_BYTES = SLABS * SLAB + 3 * FILTER_SLICE<FILTERS>;
+template <int FILTERS>
+constexpr int SHARED_BYTES = STAGES * STAGE_BYTES<FILTERS> + CONSUMERS * STAGED;
+}  // namespace wgmma_tile
+
+// What is pending on the image operand of a product (source.cuh); its bulk copies bring
+enum WgmmaForm {
+  FORM_PLAIN,    // the operand itself
+  FORM_FORWARD,  // x, of which the operand is the source's forward form
+  FORM_TANGENT,  // tx, of which it is the tangent form, with x from global memory
+};
+struct WgmmaPending {
+  Source source;
+  const float* slope;  // [2][C]: B, D; null: zero
+  int form;            // WgmmaForm
+  int reserved;
+};
+static_assert(sizeof(WgmmaPending) == 40, "twin of WgmmaPending");
+
+// What the kernel does; twin of WgmmaShape in the host's code.
+struct WgmmaShape {
+  int n, h, w, c, k;
+  int width_log2;  // pixels of an image in a slab
+  int passes;      // products that are summed: 1, or 2 for the tangent
+  int reserved;
+};
+static_assert(sizeof(WgmmaShape) == 32, "twin of WgmmaShape");
+
+// A tile's place among all tiles: filters fastest, so that blocks that run together share their pixels.
+struct WgmmaPlace {
+  int n0, h0, w0, k0;
+
+  __device__ __forceinline__ WgmmaPlace(const WgmmaShape& shape, int filters, int tile) {
+    const int width = 1 << shape.width_log2, images = wgmma_tile::SLAB_PIXELS >> shape.width_log2;
+    const int column_tiles = ceil_div(shape.k, filters), row_tiles = ceil_div(shape.h, wgmma_tile::ROWS);
+    const int width_tiles = ceil_div(shape.w, width);
+    k0 = tile % column_tiles * filters;
+    tile /= column_tiles;
+    w0 = tile % width_tiles * width;
+    tile /= width_tiles;
+    h0 = tile % row_tiles * wgmma_tile::ROWS;
+    n0 = tile / row_tiles * images;
+  }
+
+  __device__ __forceinline__ static int count(const WgmmaShape& shape, int filters) {
+    const int width = 1 << shape.width_log2, images = wgmma_tile::SLAB_PIXELS >> shape.width_log2;
+    return ceil_div(shape.k, filters) * ceil_div(shape.w, width) * ceil_div(shape.h, wgmma_tile::ROWS) *
+           ceil_div(shape.n, images);
+  }
+};
+
+// Position in a ring of stages; `parity` is that of the turn.
+struct RingPlace {
+  int stage = 0;
+  uint32_t parity = 0;
+  __device__ __forceinline__ void advance() {
+    if (++stage == wgmma_tile::STAGES) stage = 0, parity ^= 1;
+  }
+};
