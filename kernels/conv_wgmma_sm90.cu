@@ -3,7 +3,7 @@
 //
 // A block is resident and takes every gridDim.x-th tile. Its first warp asks for copies; the other three of that
 // warpgroup turn stored values into operands, in place, where something is pending on them (padding stays zero); two
-// warpgroups multiply, two rows of the tile each. Between them stand barriers in shared memory:
+// warpgroups multiply, half of the tile's rows each. Between them stand barriers in shared memory:
 //   full    copies -> transformers, or consumers where nothing is pending
 //   ready   transformers -> consumers, of every stage once anything is pending
 //   empty   consumers -> copies
@@ -15,18 +15,14 @@ struct WgmmaBarriers {
   uint64_t *full, *ready, *empty;
 };
 
-__device__ __forceinline__ bool anything_pending(const WgmmaPending& pending0, const WgmmaPending& pending1) {
-  return pending0.form != FORM_PLAIN || pending1.form != FORM_PLAIN;
-}
-
 // Every stage of every tile, in the order in which all three roles go through them: f(place, stage's place in the ring,
 // pass, first channel, column of the window, whether it is the tile's first, whether its last).
 template <int FILTERS, class Stage, class Tile>
 __device__ __forceinline__ void for_all_stages(const WgmmaShape& shape, Stage stage, Tile end_of_tile) {
-  const int tiles = WgmmaPlace::count(shape, FILTERS);
+  const int tiles = WgmmaPlace<FILTERS>::count(shape);
   RingPlace ring;
   for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
-    const WgmmaPlace at(shape, FILTERS, tile);
+    const WgmmaPlace<FILTERS> at(shape, tile);
     for (int pass = 0; pass < shape.passes; pass++) {
       for (int c = 0; c < shape.c; c += DEPTH) {
         for (int s = 0; s < 3; s++) {
@@ -39,26 +35,26 @@ __device__ __forceinline__ void for_all_stages(const WgmmaShape& shape, Stage st
   }
 }
 
-// One thread: six slabs and three filter slices a stage.
+// One thread: slabs and three filter slices a stage.
 template <int FILTERS>
 __device__ __forceinline__ void copy_stages(unsigned char* smem, const WgmmaBarriers& barriers, const TensorMap& x0,
                                             const TensorMap& w0, const TensorMap& x1, const TensorMap& w1,
                                             const WgmmaShape& shape) {
   for_all_stages<FILTERS>(
       shape,
-      [&](const WgmmaPlace& at, const RingPlace& ring, int pass, int c, int s) {
+      [&](const WgmmaPlace<FILTERS>& at, const RingPlace& ring, int pass, int c, int s) {
         const TensorMap& x = pass == 0 ? x0 : x1;
         const TensorMap& w = pass == 0 ? w0 : w1;
         unsigned char* slabs = smem + ring.stage * STAGE_BYTES<FILTERS>;
         uint64_t* full = &barriers.full[ring.stage];
         mbarrier_wait(&barriers.empty[ring.stage], ring.parity ^ 1);
         mbarrier_arrive_expect(full, STAGE_BYTES<FILTERS>);
-        for (int i = 0; i < SLABS; i++) tensor_copy(slabs + i * SLAB, x, c, at.w0 + s - 1, at.h0 + i - 1, at.n0, full);
+        for (int i = 0; i < SLABS<FILTERS>; i++) tensor_copy(slabs + i * SLAB, x, c, at.w0 + s - 1, at.h0 + i - 1, at.n0, full);
         for (int r = 0; r < 3; r++) {
-          tensor_copy(slabs + SLABS * SLAB + r * FILTER_SLICE<FILTERS>, w, c, r * 3 + s, at.k0, full);
+          tensor_copy(slabs + SLABS<FILTERS> * SLAB + r * FILTER_SLICE<FILTERS>, w, c, r * 3 + s, at.k0, full);
         }
       },
-      [](const WgmmaPlace&) {});
+      [](const WgmmaPlace<FILTERS>&) {});
 }
 
 // Channels c, c + 1... of a pixel's operand, from what its bulk copy brought and, for a tangent, x.
@@ -88,7 +84,7 @@ __device__ __forceinline__ void transform_stages(unsigned char* smem, const Wgmm
   const int thread = static_cast<int>(threadIdx.x) - 32, run = thread % 8;
   for_all_stages<FILTERS>(
       shape,
-      [&](const WgmmaPlace& at, const RingPlace& ring, int pass, int c0, int s) {
+      [&](const WgmmaPlace<FILTERS>& at, const RingPlace& ring, int pass, int c0, int s) {
         const WgmmaPending& pending = pass == 0 ? pending0 : pending1;
         const int c = c0 + run * 8;
         unsigned char* slabs = smem + ring.stage * STAGE_BYTES<FILTERS>;
@@ -96,7 +92,7 @@ __device__ __forceinline__ void transform_stages(unsigned char* smem, const Wgmm
         if (c < shape.c && pending.form != FORM_PLAIN) {
           const Affine<4> affine[2] = {{pending.source, shape.c, c}, {pending.source, shape.c, c + 4}};
           const Slope<4> slope[2] = {{pending.slope, shape.c, c}, {pending.slope, shape.c, c + 4}};
-          for (int pixel = thread / 8; pixel < SLABS * SLAB_PIXELS; pixel += TRANSFORM_THREADS / 8) {
+          for (int pixel = thread / 8; pixel < SLABS<FILTERS> * SLAB_PIXELS; pixel += TRANSFORM_THREADS / 8) {
             const int column = pixel % SLAB_PIXELS;
             const int n = at.n0 + (column >> shape.width_log2), h = at.h0 + pixel / SLAB_PIXELS - 1;
             const int w = at.w0 + (column & ((1 << shape.width_log2) - 1)) + s - 1;
@@ -115,44 +111,51 @@ __device__ __forceinline__ void transform_stages(unsigned char* smem, const Wgmm
         fence_proxy_async();
         mbarrier_arrive(&barriers.ready[ring.stage]);
       },
-      [](const WgmmaPlace&) {});
+      [](const WgmmaPlace<FILTERS>&) {});
 }
 
-// Where four columns from `column` on of a row lie among the 128 x STAGED_COLUMNS floats that a consumer stages: permuted
-// within the row, so that neither its writes nor its reads meet in a bank more than twice.
+// Where four columns from `column` on of a row lie among the 128 x COLUMNS floats that a consumer stages: permuted within
+// 128 bytes, so that neither its writes nor its reads meet in a bank more than twice.
+template <int COLUMNS>
 __device__ __forceinline__ int staged_place(int row, int column) {
-  return row * STAGED_COLUMNS + (((column >> 2) ^ ((row & 3) << 1 | (row >> 2 & 1))) << 2) + (column & 3);
+  constexpr int CHUNKS = COLUMNS / 4;  // of 16 bytes
+  const int permuted = (row & 3) << 1 | (row >> 2 & 1);
+  return row * COLUMNS + (((column >> 2) ^ permuted % CHUNKS) << 2) + (column & 3);
 }
 
-// A consumer's 128 pixels x FILTERS: two rows of the tile.
+// A consumer's rows of the tile, two at a time: 128 pixels.
 template <int FILTERS>
-__device__ __forceinline__ void store_tile(__nv_bfloat16* y, const float (&acc)[2][FILTERS / 2], float* staged,
-                                           const float* bias, const WgmmaShape& shape, const WgmmaPlace& at,
-                                           int consumer) {
+__device__ __forceinline__ void store_tile(__nv_bfloat16* y, const float (&acc)[CONSUMER_ROWS<FILTERS>][FILTERS / 2],
+                                           float* staged, const float* bias, const WgmmaShape& shape,
+                                           const WgmmaPlace<FILTERS>& at, int consumer) {
+  constexpr int COLUMNS = STAGED_COLUMNS<FILTERS>, RUNS = COLUMNS / 8;
   const int thread = threadIdx.x % 128, warp = thread / 32, lane = thread % 32;
-  UNROLL for (int column0 = 0; column0 < FILTERS; column0 += STAGED_COLUMNS) {
-    named_barrier(1 + consumer, 128);
-    UNROLL for (int i = 0; i < 2; i++) {
-      UNROLL for (int j = 0; j < STAGED_COLUMNS / 2; j += 2) {
-        const int row = i * SLAB_PIXELS + warp * 16 + lane / 4 + (j & 2) * 4, column = j / 4 * 8 + lane % 4 * 2;
-        const float* two = &acc[i][column0 / 2 + j];
-        store_vec(staged + staged_place(row, column), make_float2(two[0], two[1]));
-      }
-    }
-    named_barrier(1 + consumer, 128);
-    const int run = thread % 4 * 8, k = at.k0 + column0 + run;
-    for (int row = thread / 4; row < 2 * SLAB_PIXELS; row += 32) {
-      const int pixel = row % SLAB_PIXELS, n = at.n0 + (pixel >> shape.width_log2);
-      const int h = at.h0 + 2 * consumer + row / SLAB_PIXELS, w = at.w0 + (pixel & ((1 << shape.width_log2) - 1));
-      if (n >= shape.n || h >= shape.h || w >= shape.w || k >= shape.k) continue;
-      Pack<4> v[2];
+  UNROLL for (int row0 = 0; row0 < CONSUMER_ROWS<FILTERS>; row0 += 2) {
+    UNROLL for (int column0 = 0; column0 < FILTERS; column0 += COLUMNS) {
+      named_barrier(1 + consumer, 128);
       UNROLL for (int i = 0; i < 2; i++) {
-        v[i] = load_pack<4>(staged + staged_place(row, run + 4 * i));
-        if (bias != nullptr) {
-          UNROLL for (int j = 0; j < 4; j++) v[i].v[j] += bias[k + 4 * i + j];
+        UNROLL for (int j = 0; j < COLUMNS / 2; j += 2) {
+          const int row = i * SLAB_PIXELS + warp * 16 + lane / 4 + (j & 2) * 4, column = j / 4 * 8 + lane % 4 * 2;
+          const float* two = &acc[row0 + i][column0 / 2 + j];
+          store_vec(staged + staged_place<COLUMNS>(row, column), make_float2(two[0], two[1]));
         }
       }
-      store_vec(y + ((Offset(n) * shape.h + h) * shape.w + w) * shape.k + k, join_eight(v[0], v[1]));
+      named_barrier(1 + consumer, 128);
+      const int run = thread % RUNS * 8, k = at.k0 + column0 + run;
+      for (int row = thread / RUNS; row < 2 * SLAB_PIXELS; row += 128 / RUNS) {
+        const int pixel = row % SLAB_PIXELS, n = at.n0 + (pixel >> shape.width_log2);
+        const int h = at.h0 + consumer * CONSUMER_ROWS<FILTERS> + row0 + row / SLAB_PIXELS;
+        const int w = at.w0 + (pixel & ((1 << shape.width_log2) - 1));
+        if (n >= shape.n || h >= shape.h || w >= shape.w || k >= shape.k) continue;
+        Pack<4> v[2];
+        UNROLL for (int i = 0; i < 2; i++) {
+          v[i] = load_pack<4>(staged + staged_place<COLUMNS>(row, run + 4 * i));
+          if (bias != nullptr) {
+            UNROLL for (int j = 0; j < 4; j++) v[i].v[j] += bias[k + 4 * i + j];
+          }
+        }
+        store_vec(y + ((Offset(n) * shape.h + h) * shape.w + w) * shape.k + k, join_eight(v[0], v[1]));
+      }
     }
   }
 }
@@ -161,8 +164,8 @@ template <int FILTERS>
 __device__ __forceinline__ void multiply_stages(unsigned char* smem, uint64_t* operands_there, uint64_t* empty,
                                                 __nv_bfloat16* y, const float* bias, const WgmmaShape& shape) {
   const int consumer = static_cast<int>(threadIdx.x) / 128 - 1;
-  float* staged = reinterpret_cast<float*>(smem + STAGES * STAGE_BYTES<FILTERS> + consumer * STAGED);
-  float acc[2][FILTERS / 2];
+  float* staged = reinterpret_cast<float*>(smem + STAGES * STAGE_BYTES<FILTERS> + consumer * STAGED<FILTERS>);
+  float acc[CONSUMER_ROWS<FILTERS>][FILTERS / 2];
   bool first = true;
   int under_way = 0;
   // A warp gives a stage back when its products have left it: one stage later, and at the end of the tile.
@@ -171,15 +174,15 @@ __device__ __forceinline__ void multiply_stages(unsigned char* smem, uint64_t* o
   };
   for_all_stages<FILTERS>(
       shape,
-      [&](const WgmmaPlace&, const RingPlace& ring, int, int, int) {
+      [&](const WgmmaPlace<FILTERS>&, const RingPlace& ring, int, int, int) {
         mbarrier_wait(&operands_there[ring.stage], ring.parity);
-        const unsigned char* slabs = smem + ring.stage * STAGE_BYTES<FILTERS> + 2 * consumer * SLAB;
-        const unsigned char* filters = smem + ring.stage * STAGE_BYTES<FILTERS> + SLABS * SLAB;
+        const unsigned char* slabs = smem + ring.stage * STAGE_BYTES<FILTERS> + consumer * CONSUMER_ROWS<FILTERS> * SLAB;
+        const unsigned char* filters = smem + ring.stage * STAGE_BYTES<FILTERS> + SLABS<FILTERS> * SLAB;
         wgmma_fence(acc);
         UNROLL for (int r = 0; r < 3; r++) {
           UNROLL for (int k = 0; k < DEPTH; k += 16) {
             const uint64_t b = wgmma_operand(filters + r * FILTER_SLICE<FILTERS> + k * 2, 1024);
-            UNROLL for (int i = 0; i < 2; i++) {
+            UNROLL for (int i = 0; i < CONSUMER_ROWS<FILTERS>; i++) {
               wgmma_bf16<false>(acc[i], wgmma_operand(slabs + (i + r) * SLAB + k * 2, 1024), b, !first || r + k > 0);
             }
           }
@@ -190,7 +193,7 @@ __device__ __forceinline__ void multiply_stages(unsigned char* smem, uint64_t* o
         first = false;
         under_way = ring.stage;
       },
-      [&](const WgmmaPlace& at) {
+      [&](const WgmmaPlace<FILTERS>& at) {
         wgmma_wait<0>(acc);
         release();
         store_tile<FILTERS>(y, acc, staged, bias, shape, at, consumer);
@@ -215,7 +218,7 @@ __device__ __forceinline__ void conv_wgmma_body(__nv_bfloat16* y, const TensorMa
     mbarrier_init_fence();
   }
   __syncthreads();
-  const bool transformed = anything_pending(pending0, pending1);
+  const bool transformed = pending0.form != FORM_PLAIN || pending1.form != FORM_PLAIN;
   if (threadIdx.x < 128) {
     give_registers<96>();
     if (threadIdx.x == 0) {

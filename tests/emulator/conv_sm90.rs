@@ -136,7 +136,7 @@ fn run(gpu: &Gpu, case: &Case, passes: &[Pass], bias: u64, grid: u32) -> Vec<f32
         .stream
         .clone_htod(&vec![bf16::NAN; case.pixels() * k])
         .unwrap();
-    let shared = 2 * (6 * 8192 + 3 * filters * 128) + 2 * 16384;
+    let shared = 2 * ((512 / filters + 2) * 8192 + 3 * filters * 128) + 2 * 128 * filters;
     let config = LaunchConfig {
         grid_dim: (grid, 1, 1),
         ..with_shared(384, shared)
