@@ -11,7 +11,7 @@
 // For 37.7 MFLOP, 64 channels deep, a tile takes from L2 3·(ROWS + 2) slabs of 8 KB and 9·FILTERS·128 bytes of filters:
 // 121 FLOP a byte at 64 filters, 131 at 128. Reading every tap's pixels anew would give 57 and 85.
 #pragma once
-#include "source.cuh"
+#include "epilogue.cuh"
 
 namespace wgmma_tile {
 constexpr int SLAB_PIXELS = 64, DEPTH = 64, CONSUMERS = 2, STAGES = 2;
@@ -45,21 +45,21 @@ enum WgmmaForm {
   FORM_TANGENT,  // tx, of which it is the tangent form, with x from global memory
 };
 struct WgmmaPending {
-  Source source;
+  Source<__nv_bfloat16> source;
   const float* slope;  // [2][C]: B, D; null: zero
   int form;            // WgmmaForm
   int reserved;
 };
-static_assert(sizeof(WgmmaPending) == 40, "twin of WgmmaPending");
+static_assert(sizeof(WgmmaPending) == 40, "twin of KernelPending");
 
-// What the kernel does; twin of WgmmaShape in the host's code.
+// Twin of KernelShape in src/device/cuda/wgmma.rs. Tiles are whole: `width` divides w, 64 / width divides n, h is even.
 struct WgmmaShape {
   int n, h, w, c, k;
   int width_log2;  // pixels of an image in a slab
   int passes;      // products that are summed: 1, or 2 for the tangent
-  int reserved;
+  int mirrored;    // the filters' taps stand in the opposite order
 };
-static_assert(sizeof(WgmmaShape) == 32, "twin of WgmmaShape");
+static_assert(sizeof(WgmmaShape) == 32, "twin of KernelShape");
 
 // A tile's place among all tiles: filters fastest, so that blocks that run together share their pixels.
 template <int FILTERS>
@@ -69,7 +69,7 @@ struct WgmmaPlace {
   __device__ __forceinline__ WgmmaPlace(const WgmmaShape& shape, int tile) {
     const int width = 1 << shape.width_log2, images = wgmma_tile::SLAB_PIXELS >> shape.width_log2;
     const int column_tiles = ceil_div(shape.k, FILTERS), row_tiles = ceil_div(shape.h, wgmma_tile::ROWS<FILTERS>);
-    const int width_tiles = ceil_div(shape.w, width);
+    const int width_tiles = shape.w >> shape.width_log2;
     k0 = tile % column_tiles * FILTERS;
     tile /= column_tiles;
     w0 = tile % width_tiles * width;
@@ -80,8 +80,14 @@ struct WgmmaPlace {
 
   __device__ __forceinline__ static int count(const WgmmaShape& shape) {
     const int width = 1 << shape.width_log2, images = wgmma_tile::SLAB_PIXELS >> shape.width_log2;
-    return ceil_div(shape.k, FILTERS) * ceil_div(shape.w, width) * ceil_div(shape.h, wgmma_tile::ROWS<FILTERS>) *
-           ceil_div(shape.n, images);
+    return ceil_div(shape.k, FILTERS) * (shape.w / width) * ceil_div(shape.h, wgmma_tile::ROWS<FILTERS>) *
+           (shape.n / images);
+  }
+
+  // Number of rows h and h + 1 of this place among all pairs of rows, the tiles of the output's sums.
+  __device__ __forceinline__ int pair(const WgmmaShape& shape, int h) const {
+    const int group = n0 >> (6 - shape.width_log2);
+    return (group * (shape.h / 2) + h / 2) * (shape.w >> shape.width_log2) + (w0 >> shape.width_log2);
   }
 };
 
