@@ -38,20 +38,6 @@ template <int FILTERS>
 constexpr int SHARED_BYTES = STAGES * STAGE_BYTES<FILTERS> + CONSUMERS * STAGED<FILTERS>;
 }  // namespace wgmma_tile
 
-// What is pending on the image operand of a product (source.cuh); its bulk copies bring
-enum WgmmaForm {
-  FORM_PLAIN,    // the operand itself
-  FORM_FORWARD,  // x, of which the operand is the source's forward form
-  FORM_TANGENT,  // tx, of which it is the tangent form, with x from global memory
-};
-struct WgmmaPending {
-  Source<__nv_bfloat16> source;
-  const float* slope;  // [2][C]: B, D; null: zero
-  int form;            // WgmmaForm
-  int reserved;
-};
-static_assert(sizeof(WgmmaPending) == 40, "twin of KernelPending");
-
 // Twin of KernelShape in src/device/cuda/wgmma.rs. Tiles are whole: `width` divides w, 64 / width divides n, h is even.
 struct WgmmaShape {
   int n, h, w, c, k;

@@ -58,59 +58,40 @@ __device__ __forceinline__ void copy_stages(unsigned char* smem, const WgmmaBarr
       [](const WgmmaPlace<FILTERS>&, const RingPlace&) {});
 }
 
-// Four bf16 of 8 bytes, and back.
-__device__ __forceinline__ Pack<4> unpack_four(float2 t) {
-  const uint32_t low = __float_as_uint(t.x), high = __float_as_uint(t.y);
-  return {{__uint_as_float(low << 16), __uint_as_float(low & 0xffff0000u), __uint_as_float(high << 16),
-           __uint_as_float(high & 0xffff0000u)}};
-}
-__device__ __forceinline__ float2 pack_four(const Pack<4>& u) {
-  return make_float2(__uint_as_float(bf16_pair(u.v[0], u.v[1])), __uint_as_float(bf16_pair(u.v[2], u.v[3])));
-}
+__device__ __forceinline__ bool is_pending(const Source<__nv_bfloat16>& x) { return x.affine != nullptr || x.relu != 0; }
 
-// Three warps: thread t owns four channels, t % 16 of the slab's sixteen runs of them, of every sixth pixel, and has the
-// loads of BATCH pixels in flight. (With eight channels a thread would need more registers than a multiplier can spare.)
+// Three warps: thread t owns eight channels, t % 8 of the slab's eight runs of them, of every twelfth pixel, and has
+// the loads of BATCH pixels in flight.
 template <int FILTERS>
 __device__ __forceinline__ void transform_stages(unsigned char* smem, const WgmmaBarriers& barriers,
-                                                 const WgmmaPending& pending0, const WgmmaPending& pending1,
-                                                 const WgmmaShape& shape) {
-  constexpr int BATCH = 2, STEP = TRANSFORM_THREADS / 16, PIXELS = SLABS<FILTERS> * SLAB_PIXELS;
-  const int thread = static_cast<int>(threadIdx.x) - 32, run = thread % 16;
+                                                 const Source<__nv_bfloat16>& source0,
+                                                 const Source<__nv_bfloat16>& source1, const WgmmaShape& shape) {
+  constexpr int BATCH = 2, STEP = TRANSFORM_THREADS / 8, PIXELS = SLABS<FILTERS> * SLAB_PIXELS;
+  const int thread = static_cast<int>(threadIdx.x) - 32, run = thread % 8;
   for_all_stages<FILTERS>(
       shape,
       [&](const WgmmaPlace<FILTERS>& at, const RingPlace& ring, int pass, int c0, int s) {
-        const WgmmaPending& pending = pass == 0 ? pending0 : pending1;
-        const int c = c0 + run * 4;
-        const bool tangent = pending.form == FORM_TANGENT, relu = pending.source.relu != 0;
+        const Source<__nv_bfloat16>& source = pass == 0 ? source0 : source1;
+        const int c = c0 + run * 8;
         unsigned char* slabs = smem + ring.stage * STAGE_BYTES<FILTERS>;
-        const auto place = [&](int pixel) { return slabs + pixel * 128 + ((run >> 1) ^ (pixel & 7)) * 16 + (run & 1) * 8; };
+        const auto place = [&](int pixel) { return slabs + pixel * 128 + (run ^ (pixel & 7)) * 16; };
         mbarrier_wait(&barriers.full[ring.stage], ring.parity);
         // Channels past the last and pixels outside of the image stay the zeros that the copies brought.
-        if (c < shape.c && pending.form != FORM_PLAIN) {
-          const Affine<4> affine(pending.source, shape.c, c);
-          const Slope<4> slope(tangent ? pending.slope : nullptr, shape.c, c);
-          for (int first = thread / 16; first < PIXELS; first += BATCH * STEP) {
-            float2 copied[BATCH], x[BATCH];
+        if (c < shape.c && is_pending(source)) {
+          const Affine<8> affine(source, shape.c, c);
+          NO_UNROLL for (int first = thread / 8; first < PIXELS; first += BATCH * STEP) {
+            uint4 stored[BATCH];
             bool inside[BATCH];
             UNROLL for (int i = 0; i < BATCH; i++) {
-              const int pixel = first + i * STEP, column = pixel % SLAB_PIXELS;
-              const int h = at.h0 + pixel / SLAB_PIXELS - 1;
-              const int w = at.w0 + (column & ((1 << shape.width_log2) - 1)) + s - 1;
+              const int pixel = first + i * STEP, h = at.h0 + pixel / SLAB_PIXELS - 1;
+              const int w = at.w0 + (pixel & ((1 << shape.width_log2) - 1)) + s - 1;
               inside[i] = pixel < PIXELS && h >= 0 && h < shape.h && w >= 0 && w < shape.w;
-              copied[i] = x[i] = make_float2(0.0f, 0.0f);
-              if (inside[i]) {
-                copied[i] = load_vec<float2>(place(pixel));
-                if (tangent) {
-                  const int n = at.n0 + (column >> shape.width_log2);
-                  x[i] = load_vec<float2>(pending.source.x + ((Offset(n) * shape.h + h) * shape.w + w) * shape.c + c);
-                }
-              }
+              if (inside[i]) stored[i] = load_vec<uint4>(place(pixel));
             }
             UNROLL for (int i = 0; i < BATCH; i++) {
-              const Pack<4> v = unpack_four(copied[i]);
-              const Pack<4> u = tangent ? source_tangent(affine, relu, slope, unpack_four(x[i]), v)
-                                        : source_forward(affine, relu, v);
-              if (inside[i]) store_vec(place(first + i * STEP), pack_four(u));
+              if (!inside[i]) continue;
+              const Pack<8> u = source_forward(affine, source.relu != 0, unpack_bf16(stored[i]));
+              store_vec(place(first + i * STEP), pack_bf16(u));
             }
           }
         }
@@ -230,8 +211,8 @@ __device__ __forceinline__ void multiply_stages(unsigned char* smem, uint64_t* o
 
 template <int FILTERS>
 __device__ __forceinline__ void conv_wgmma_body(__nv_bfloat16* y, const TensorMap& x0, const TensorMap& w0,
-                                                const TensorMap& x1, const TensorMap& w1, const WgmmaPending& pending0,
-                                                const WgmmaPending& pending1, const float* bias,
+                                                const TensorMap& x1, const TensorMap& w1, const Source<__nv_bfloat16>& source0,
+                                                const Source<__nv_bfloat16>& source1, const float* bias,
                                                 const Epilogue<__nv_bfloat16>& epilogue, const WgmmaShape& shape) {
   DYN_SMEM_SWIZZLED(smem);
   SHARED(uint64_t, barriers, [3 * STAGES]);
@@ -245,13 +226,13 @@ __device__ __forceinline__ void conv_wgmma_body(__nv_bfloat16* y, const TensorMa
     mbarrier_init_fence();
   }
   __syncthreads();
-  const bool transformed = pending0.form != FORM_PLAIN || pending1.form != FORM_PLAIN;
+  const bool transformed = is_pending(source0) || is_pending(source1);
   if (threadIdx.x < 128) {
     give_registers<72>();
     if (threadIdx.x == 0) {
       copy_stages<FILTERS>(smem, all, x0, w0, x1, w1, shape);
     } else if (threadIdx.x >= 32 && transformed) {
-      transform_stages<FILTERS>(smem, all, pending0, pending1, shape);
+      transform_stages<FILTERS>(smem, all, source0, source1, shape);
     }
   } else {
     take_registers<216>();
@@ -262,19 +243,21 @@ __device__ __forceinline__ void conv_wgmma_body(__nv_bfloat16* y, const TensorMa
 
 // y[n,h,w,k] = sum over passes, r, s, c of operand[n, h + r - 1, w + s - 1, c] · filter[k,r,s,c] + bias[k], then the epilogue
 // y [N,H,W,K]; x0, x1 maps of [N,H,W,C], boxes of a slab; w0, w1 maps of [K,9,C], boxes of FILTERS x 1 x 64; all
-// swizzled; bias [K] or null; epilogue over y; what `passes` leaves out repeats the first
+// swizzled; source0, source1: what is pending on them; bias [K] or null; epilogue over y; what `passes` leaves out repeats
+// the first
 // grid: at most one block a multiprocessor, 384 threads, SHARED_BYTES<FILTERS> of DYN_SMEM
-// C, K multiples of 8; y and what is pending 16-byte aligned, epilogue.wide; N·H·W < 2^31 - 256
+// C, K multiples of 8; y and the sources' affine 16-byte aligned, epilogue.wide; N·H·W < 2^31 - 256
 #define CONV_WGMMA_ARGS                                                                                              \
   __nv_bfloat16 *y, const __grid_constant__ TensorMap x0, const __grid_constant__ TensorMap w0,                      \
       const __grid_constant__ TensorMap x1, const __grid_constant__ TensorMap w1,                                    \
-      const __grid_constant__ WgmmaPending pending0, const __grid_constant__ WgmmaPending pending1,                  \
+      const __grid_constant__ Source<__nv_bfloat16> source0,                                                         \
+      const __grid_constant__ Source<__nv_bfloat16> source1,                  \
       const float *__restrict__ bias, const __grid_constant__ Epilogue<__nv_bfloat16> epilogue,                      \
       const __grid_constant__ WgmmaShape shape
 
 extern "C" __global__ void __launch_bounds__(384, 1) conv_wgmma_64(CONV_WGMMA_ARGS) {
-  conv_wgmma_body<64>(y, x0, w0, x1, w1, pending0, pending1, bias, epilogue, shape);
+  conv_wgmma_body<64>(y, x0, w0, x1, w1, source0, source1, bias, epilogue, shape);
 }
 extern "C" __global__ void __launch_bounds__(384, 1) conv_wgmma_128(CONV_WGMMA_ARGS) {
-  conv_wgmma_body<128>(y, x0, w0, x1, w1, pending0, pending1, bias, epilogue, shape);
+  conv_wgmma_body<128>(y, x0, w0, x1, w1, source0, source1, bias, epilogue, shape);
 }
