@@ -1,6 +1,7 @@
 //! Builds what the crate embeds or loads beside its Rust code. Four steps, each in a module of `build/`:
 //!
-//! 1. `scan`: finds the kernels in `kernels/*.cu` and writes their names to `$OUT_DIR/kernel_names.rs`;
+//! 1. `scan`: finds the kernels in `kernels/*.cu` and writes their names to `$OUT_DIR/kernel_names.rs`,
+//!    those of `*_sm90.cu`, which are for sm_90a alone, to `$OUT_DIR/sm90_kernel_names.rs`;
 //! 2. `fatbin`: with nvcc, compiles them into `$OUT_DIR/kernels.fatbin`; without it the file is empty and a warning
 //!    says what to do;
 //! 3. `commit`: the git commit, for records of measurements;
@@ -28,11 +29,14 @@ fn main() {
     }
 
     let sources = scan::sources(Path::new("kernels")).unwrap_or_else(|message| fail(&message));
-    let names: Vec<&str> = sources
-        .iter()
-        .flat_map(|s| s.kernels.iter().map(|k| k.name.as_str()))
-        .collect();
-    cache::write_if_changed(&out.join("kernel_names.rs"), &format!("&{names:?}"));
+    for (sm90, file) in [(false, "kernel_names.rs"), (true, "sm90_kernel_names.rs")] {
+        let names: Vec<&str> = sources
+            .iter()
+            .filter(|s| s.sm90() == sm90)
+            .flat_map(|s| s.kernels.iter().map(|k| k.name.as_str()))
+            .collect();
+        cache::write_if_changed(&out.join(file), &format!("&{names:?}"));
+    }
 
     commit::find();
     fatbin::build(&sources, &out).unwrap_or_else(|message| fail(&message));

@@ -20,6 +20,7 @@ const FLAGS: &[&str] = &[
     "-fvisibility=hidden",
     "-Wall",
     "-Wno-unknown-pragmas",
+    "-Wno-psabi",
     "-Ikernels",
     "-Ikernels/emulator",
 ];

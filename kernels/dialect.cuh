@@ -28,6 +28,13 @@
 // A shared array: SHARED(float, tile, [16][17]);
 #define SHARED(T, name, ...) __shared__ __align__(16) T name __VA_ARGS__
 #define UNROLL _Pragma("unroll")
+#define NO_UNROLL _Pragma("unroll 1")
+
+// x, of which the compiler knows nothing: what follows from it is computed here, not far before and kept in registers.
+__device__ __forceinline__ int computed_here(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
 
 // ---- vector accesses: V is float4, uint4, float2...; the address must be aligned to sizeof(V)
 

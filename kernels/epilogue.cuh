@@ -46,6 +46,13 @@ struct ChannelSums {
   }
 };
 
+// The threads that finish a tile together: a whole block, unless a kernel's roles differ.
+struct WholeBlock {
+  static constexpr bool SPARING = false;  // of registers: then only one batch of rows is in flight
+  __device__ __forceinline__ int thread() const { return threadIdx.x; }
+  __device__ __forceinline__ void meet() const { __syncthreads(); }
+};
+
 // Rows of a tile of `rows` that fall to one of `lanes` interleaved lanes.
 __device__ __forceinline__ int lane_rows(int rows, int lane, int lanes) {
   return lane < rows ? (rows - lane - 1) / lanes + 1 : 0;
@@ -85,20 +92,20 @@ __device__ __forceinline__ void add_rows(ChannelSums<W>& sums, const Sums<T>& wa
   }
 }
 
-// Merges the lanes of a block, in order, into the tile's partial. All threads call it.
-template <int W, int COLUMNS, int LANES>
+// Merges the lanes of a team, in order, into the tile's partial. All threads call it.
+template <int W, int COLUMNS, int LANES, class Team>
 __device__ __forceinline__ void write_sums(float* partials, const ChannelSums<W>& sums, int kind, int tile, int rows,
-                                           int column0, int channels, float* parts) {
+                                           int column0, int channels, float* parts, const Team& team) {
   if (kind == SUMS_NONE) return;  // the same for all threads
   constexpr int RUNS = COLUMNS / W;
-  const int column = static_cast<int>(threadIdx.x) % RUNS * W, lane = threadIdx.x / RUNS;
-  __syncthreads();
+  const int column = team.thread() % RUNS * W, lane = team.thread() / RUNS;
+  team.meet();
   UNROLL for (int i = 0; i < W; i++) {
     parts[lane * COLUMNS + column + i] = sums.first[i];
     parts[(LANES + lane) * COLUMNS + column + i] = sums.second[i];
   }
-  __syncthreads();
-  for (int i = threadIdx.x; i < COLUMNS && column0 + i < channels; i += blockDim.x) {
+  team.meet();
+  for (int i = team.thread(); i < COLUMNS && column0 + i < channels; i += RUNS * LANES) {
     ChannelSums<1> all = {{parts[i]}, {parts[LANES * COLUMNS + i]}};
     float seen = lane_rows(rows, 0, LANES);
     for (int other = 1; other < min(LANES, rows); other++) {
@@ -120,17 +127,18 @@ __device__ __forceinline__ void write_sums(float* partials, const ChannelSums<W>
 //   value(row, column)  the W values before the epilogue, from tile column `column` on
 //   start(row)          where the row's channel 0 lies in y, in the mask's and in the sums' tensor
 //   parts               shared memory, 2·LANES·COLUMNS floats; free from the first barrier on, so that `value` may read it
-// A thread owns W neighbouring channels of every LANES-th row and has the loads of a few rows in flight. All threads call it.
-template <class T, int W, int COLUMNS, int THREADS, class Value, class Start>
+// A thread owns W neighbouring channels of every LANES-th row and has the loads of a few rows in flight. All threads of the team call it.
+template <class T, int W, int COLUMNS, int THREADS, class Value, class Start, class Team = WholeBlock>
 __device__ __forceinline__ void finish_tile(T* y, const Epilogue<T>& epilogue, int tile, int rows, int column0,
-                                            int channels, float* parts, Value value, Start start) {
+                                            int channels, float* parts, Value value, Start start,
+                                            const Team& team = Team()) {
   constexpr int RUNS = COLUMNS / W, LANES = THREADS / RUNS, BATCH = W == 8 ? 1 : 4;
   static_assert(RUNS * LANES == THREADS, "every thread has a run");
-  const int column = static_cast<int>(threadIdx.x) % RUNS * W, lane = threadIdx.x / RUNS, c = column0 + column;
+  const int column = team.thread() % RUNS * W, lane = team.thread() / RUNS, c = column0 + column;
   ChannelSums<W> sums = {};
   if (c < channels) {
     float seen = 0.0f;
-    for (int first = lane; first < rows; first += LANES * BATCH) {
+    const auto finish_batch = [&](int first) {
       Pack<W> v[BATCH];
       Offset at[BATCH];
       const int count = min(lane_rows(rows - first, 0, LANES), BATCH);
@@ -158,9 +166,15 @@ __device__ __forceinline__ void finish_tile(T* y, const Epilogue<T>& epilogue, i
       }
       add_rows<T, W>(sums, epilogue.sums, v, at, count, seen, channels, c);
       seen += count;
+    };
+    if constexpr (Team::SPARING) {
+      NO_UNROLL for (int first = lane; first < rows; first += LANES * BATCH) finish_batch(first);
+    } else {
+      for (int first = lane; first < rows; first += LANES * BATCH) finish_batch(first);
     }
   }
-  write_sums<W, COLUMNS, LANES>(epilogue.sums.partials, sums, epilogue.sums.kind, tile, rows, column0, channels, parts);
+  write_sums<W, COLUMNS, LANES>(epilogue.sums.partials, sums, epilogue.sums.kind, tile, rows, column0, channels, parts,
+                               team);
 }
 
 // The same for a tensor [rows][channels] in blocks of 256 threads: TILE_ROWS rows of blockIdx.x and 8·W channels of

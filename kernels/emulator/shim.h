@@ -28,6 +28,7 @@
 #else
 #define UNROLL _Pragma("GCC unroll 64")
 #endif
+#define NO_UNROLL _Pragma("GCC unroll 1")
 
 // The lambda's static is a key unique to this variable (and to each instantiation of a template it stands in).
 #define SHARED(T, name, ...) \

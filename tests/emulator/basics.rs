@@ -17,8 +17,8 @@ fn device_has_a_name_and_limits() {
 #[test]
 fn every_kernel_of_the_scan_is_there() {
     let gpu = Gpu::new();
-    assert!(!driver::KERNEL_NAMES.is_empty());
-    for name in driver::KERNEL_NAMES {
+    assert!(!driver::KERNEL_NAMES.is_empty() && !driver::SM90_KERNEL_NAMES.is_empty());
+    for name in driver::KERNEL_NAMES.iter().chain(driver::SM90_KERNEL_NAMES) {
         gpu.kernel(name);
         assert!(!name.starts_with("fault_"), "{name} belongs to the tests");
     }

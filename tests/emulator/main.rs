@@ -122,6 +122,7 @@ fn assert_child_passes(name: &str, variables: &[(&str, &str)]) -> String {
 
 // Behind the macro, which they use.
 mod basics;
+mod conv_sm90;
 mod faults;
 mod graphs;
 mod limits;

@@ -9,12 +9,12 @@ use cudarc::driver::{CudaSlice, DevicePtr, DeviceRepr, ValidAsZeroBits};
 use half::bf16;
 
 #[repr(transparent)]
-struct Map(CUtensorMap);
+pub struct Map(CUtensorMap);
 // SAFETY: the kernels take it by value, as the driver wrote it.
 unsafe impl DeviceRepr for Map {}
 
 /// A map of a dense tensor of 16-bit elements, dimensions and box fastest first.
-fn map<T: DeviceRepr + ValidAsZeroBits>(
+pub fn map<T: DeviceRepr + ValidAsZeroBits>(
     gpu: &Gpu,
     x: &CudaSlice<T>,
     dims: &[u64],
@@ -57,7 +57,7 @@ fn map<T: DeviceRepr + ValidAsZeroBits>(
     Ok(map)
 }
 
-fn with_shared(threads: u32, bytes: usize) -> LaunchConfig {
+pub fn with_shared(threads: u32, bytes: usize) -> LaunchConfig {
     LaunchConfig {
         shared_mem_bytes: bytes as u32,
         ..blocks(1, threads)

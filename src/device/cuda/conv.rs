@@ -2,20 +2,21 @@
 //! one operation take the same arguments whatever they multiply; those on tensor cores want their filters prepared.
 
 use super::format::{Operands, Storage};
-use super::kernels::{grid, launch, strided};
+use super::kernels::{Sm90Kernels, grid, launch, strided};
 use super::launcher::Launcher;
 use super::memory::{
-    Aligned, In, NONE, epilogue, input, optional, output, scratch, source, stored, stored_output, tangent,
-    wide,
+    Aligned, In, KernelSource, NONE, epilogue, input, optional, output, scratch, source, stored,
+    stored_output, tangent, wide,
 };
 use super::norm::{self, TILE_ROWS};
 use super::tile::Plan;
+use super::wgmma::{self, Product};
 use super::{Arena, Cuda};
 use crate::device::{ALIGN, Conv, ConvShape, Epilogue, Mem, Prepared, Rows, Sums, Tangent, Write};
 use crate::{Error, Result};
 
-pub(super) fn prepare(shape: &ConvShape, operands: Operands) -> Result<Prepared<Plan>> {
-    let plan = Plan::new(shape, operands)?;
+pub(super) fn prepare(shape: &ConvShape, operands: Operands, sm90: bool) -> Result<Prepared<Plan>> {
+    let plan = Plan::new(shape, operands, sm90)?;
     let slices = plan.slices(shape);
     let weight = if slices > 1 { slices * shape.w_len() } else { 0 };
     let bias = norm::partials_len(y_rows(shape));
@@ -133,6 +134,16 @@ fn filter_classes(cuda: &Launcher, conv: &Conv<Cuda>, w: In) -> Result<In> {
     Ok(prepared)
 }
 
+/// The kernels of sm_90a and the width of their slabs where they take a convolution.
+fn on_sm90<'a>(cuda: &'a Launcher, plan: &Plan, vector: bool) -> Option<(&'a Sm90Kernels, i32)> {
+    cuda.sm90.as_ref().zip(plan.slab_width.filter(|_| vector))
+}
+
+/// N, H, W.
+fn pixels(shape: &ConvShape) -> (i32, i32, i32) {
+    (shape.n, shape.h, shape.w)
+}
+
 // ---- the operations
 
 pub(super) fn forward(
@@ -152,6 +163,24 @@ pub(super) fn forward(
     let end = epilogue(storage, &end, y_rows(&shape), &out, Write::Set)?;
     let (w, _) = filter_rows(cuda, &conv, w, None)?;
     let vector = wide(storage, shape.c, &[&x, &w]) && (plan.operands == Operands::F32 || end.wide());
+    if let Some((kernels, width)) = on_sm90(cuda, &plan, vector) {
+        let products = [Product {
+            source: x,
+            filters: w,
+        }];
+        return wgmma::convolve(
+            cuda,
+            kernels,
+            pixels(&shape),
+            (shape.c, shape.k),
+            width,
+            &products,
+            false,
+            out,
+            bias,
+            end,
+        );
+    }
     let (kernel, tile) = plan.pick(plan.forward, vector, &cuda.kernels.conv_forward);
     let grid = plan.grid(tile, (shape.y_rows(), shape.k as usize), 1)?;
     // SAFETY: types as in conv.cu, conv_mma.cu; lengths checked above and sizes by `prepare`, the kernel stays inside both.
@@ -181,6 +210,33 @@ pub(super) fn forward_tangent(
     let (w, tw) = filter_rows(cuda, &conv, w, Some(tw))?;
     let vector =
         wide(storage, shape.c, &[&x, &tx, &w, &tw]) && (plan.operands == Operands::F32 || end.wide());
+    // The tangent of a source needs x besides tx, which only the other kernels fetch.
+    let tangent_x = tx.alone(&x);
+    if let Some(((kernels, width), tangent_x)) = on_sm90(cuda, &plan, vector).zip(tangent_x) {
+        let both = [
+            Product {
+                source: KernelSource::plain(tangent_x),
+                filters: w,
+            },
+            Product {
+                source: x,
+                filters: tw,
+            },
+        ];
+        let products = if tangent_x.0 != 0 { &both[..] } else { &both[1..] };
+        return wgmma::convolve(
+            cuda,
+            kernels,
+            pixels(&shape),
+            (shape.c, shape.k),
+            width,
+            products,
+            false,
+            out,
+            tbias,
+            end,
+        );
+    }
     let (kernel, tile) = plan.pick(plan.forward, vector, &cuda.kernels.conv_tangent);
     let grid = plan.grid(tile, (shape.y_rows(), shape.k as usize), 1)?;
     // SAFETY: types as in conv.cu, conv_mma.cu; lengths checked above and sizes by `prepare`, the kernel stays inside both.
@@ -211,6 +267,24 @@ pub(super) fn backward_input(
     let vector = (shape.c as usize).is_multiple_of(storage.wide())
         && wide(storage, shape.k, &[&dy, &w])
         && (plan.operands == Operands::F32 || end.wide());
+    if let Some((kernels, width)) = on_sm90(cuda, &plan, vector) {
+        let products = [Product {
+            source: KernelSource::plain(dy),
+            filters: w,
+        }];
+        return wgmma::convolve(
+            cuda,
+            kernels,
+            pixels(&shape),
+            (shape.k, shape.c),
+            width,
+            &products,
+            true,
+            out,
+            NONE,
+            end,
+        );
+    }
     let (kernel, tile) = plan.pick(plan.backward_input, vector, &cuda.kernels.conv_backward_input);
     // Parity class 0 is the largest.
     let class_edge = |edge: i32| (edge as usize).div_ceil(shape.stride as usize);

@@ -15,8 +15,11 @@ pub static FATBIN: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/kernels.fat
 /// What the machine code is for, e.g. "sm_80,sm_90a,compute_80"; empty in a build without nvcc.
 pub const ARCHITECTURES: &str = env!("L2B_FATBIN_ARCHITECTURES");
 
-/// Names of all kernels of `kernels/*.cu`, found by the build script.
+/// Names of the kernels of `kernels/*.cu` that every architecture has, found by the build script.
 pub const KERNEL_NAMES: &[&str] = include!(concat!(env!("OUT_DIR"), "/kernel_names.rs"));
+
+/// Names of the kernels of `kernels/*_sm90.cu`: compiled for sm_90a alone, so there at compute capability 9.0 only.
+pub const SM90_KERNEL_NAMES: &[&str] = include!(concat!(env!("OUT_DIR"), "/sm90_kernel_names.rs"));
 
 /// The emulator, once loaded.
 static EMULATOR: OnceLock<std::result::Result<Library, String>> = OnceLock::new();

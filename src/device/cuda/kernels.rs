@@ -130,6 +130,35 @@ kernels! {
     peak: peak_f32 peak_tf32 peak_bf16;
 }
 
+/// Kernels of `kernels/*_sm90.cu`.
+#[derive(Debug)]
+pub(super) struct Sm90Kernels {
+    /// Filters of a tile: 64, 128.
+    pub conv_wgmma: [Kernel; 2],
+    /// Resident blocks: the GPU's number of multiprocessors.
+    pub multiprocessors: u32,
+}
+
+impl Sm90Kernels {
+    pub const NAMES: [&str; 2] = ["conv_wgmma_64", "conv_wgmma_128"];
+
+    /// `None` where the GPU is of another architecture, or the binary without code for this one.
+    pub fn load(
+        module: &Arc<CudaModule>,
+        capability: (i32, i32),
+        multiprocessors: i32,
+    ) -> Result<Option<Self>> {
+        let [small, large] = Self::NAMES;
+        if capability != (9, 0) || module.load_function(small).is_err() {
+            return Ok(None);
+        }
+        Ok(Some(Sm90Kernels {
+            conv_wgmma: [Kernel::load(module, small)?, Kernel::load(module, large)?],
+            multiprocessors: multiprocessors.unsigned_abs(),
+        }))
+    }
+}
+
 /// Launches a kernel: `launch!(cuda, kernel, config, arguments…)`, arguments by value in the kernel's order.
 /// Their sizes are compared with the kernel's parameters.
 ///
@@ -202,5 +231,6 @@ mod tests {
         table.sort_unstable();
         sources.sort_unstable();
         assert_eq!(table, sources);
+        assert_eq!(Sm90Kernels::NAMES, super::super::driver::SM90_KERNEL_NAMES);
     }
 }

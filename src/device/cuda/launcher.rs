@@ -2,15 +2,15 @@
 
 use std::sync::Arc;
 
-use cudarc::driver::sys::{CUresult, CUstreamCaptureStatus};
+use cudarc::driver::sys::{CUdevice_attribute, CUresult, CUstreamCaptureStatus};
 use cudarc::driver::{CudaContext, CudaStream, result};
 use cudarc::nvrtc::Ptx;
 
 use super::driver::{self, device_error};
 use super::format::{Operands, Storage};
-use super::kernels::Kernels;
+use super::kernels::{Kernels, Sm90Kernels};
 use super::memory::{Arena, address};
-use super::{Cuda, list, tile};
+use super::{Cuda, list, tile, wgmma};
 use crate::device::Mem;
 use crate::{Error, Result};
 
@@ -26,6 +26,8 @@ pub struct Launcher {
     pub(super) context: Arc<CudaContext>,
     pub(super) stream: Arc<CudaStream>,
     pub(super) kernels: Kernels,
+    /// Where the GPU has them.
+    pub(super) sm90: Option<Sm90Kernels>,
     /// What convolutions multiply.
     pub(super) operands: Operands,
 }
@@ -56,7 +58,8 @@ impl Launcher {
         }
         let device = result::device::get(ordinal as i32).map_err(fail)?;
         let gpu = result::device::get_name(device).map_err(fail)?;
-        check_support(&what, &gpu, list::capability(device)?, list::driver_version()?)?;
+        let capability = list::capability(device)?;
+        check_support(&what, &gpu, capability, list::driver_version()?)?;
         if driver::FATBIN.is_empty() && !emulated {
             let hint = "run scripts/cuda-toolchain, or put nvcc of CUDA 13.0 on PATH, and build again";
             return Err(Error::device(
@@ -75,6 +78,10 @@ impl Launcher {
             .map_err(|error| device_error(format!("loading the kernels on {what}"), error))?;
         let kernels = Kernels::load(&module)?;
         tile::allow_shared(&kernels)?;
+        let count = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
+        let multiprocessors = context.attribute(count).map_err(fail)?;
+        let sm90 = Sm90Kernels::load(&module, capability, multiprocessors)?;
+        sm90.as_ref().map_or(Ok(()), wgmma::allow_shared)?;
         Ok(Launcher {
             name: if emulated {
                 "emulator".into()
@@ -82,6 +89,7 @@ impl Launcher {
                 format!("{what} ({gpu})")
             },
             kernels,
+            sm90,
             operands,
             context,
             stream,

@@ -71,7 +71,7 @@ pub fn devices() -> Result<Listing> {
     let mut listing = Listing {
         driver: None,
         gpus: Vec::new(),
-        kernels: driver::KERNEL_NAMES.len(),
+        kernels: driver::KERNEL_NAMES.len() + driver::SM90_KERNEL_NAMES.len(),
         kernel_bytes: driver::FATBIN.len(),
         architectures: driver::ARCHITECTURES,
     };

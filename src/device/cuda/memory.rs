@@ -44,7 +44,7 @@ pub(super) struct Out(pub CUdeviceptr);
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub(super) struct KernelSource {
-    x: In,
+    pub x: In,
     affine: In,
     relu: i32,
     reserved: i32,
@@ -166,6 +166,26 @@ impl Out {
     /// The same operand for a second kernel that writes it, after the first.
     pub fn again(&self) -> Out {
         Out(self.0)
+    }
+}
+
+impl KernelSource {
+    /// A tensor on which nothing is pending.
+    pub fn plain(x: In) -> Self {
+        KernelSource { x, ..NO_MASK }
+    }
+
+    pub fn is_plain(&self) -> bool {
+        self.affine.0 == 0 && self.relu == 0
+    }
+}
+
+impl KernelTangent {
+    /// The tensor that is the whole tangent of the source, if one is: tx where nothing is pending, none (0) where nothing
+    /// is given.
+    pub fn alone(&self, source: &KernelSource) -> Option<In> {
+        let whole = self.slope.0 == 0 && (self.tx.0 == 0 || source.is_plain());
+        whole.then_some(self.tx)
     }
 }
 

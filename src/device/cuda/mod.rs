@@ -32,6 +32,7 @@ mod peak;
 mod rows;
 mod tile;
 mod timer;
+mod wgmma;
 
 pub use format::{Activation, Operands};
 pub use graph::Graph;
@@ -198,8 +199,8 @@ impl<A: Activation> Device for Cuda<A> {
 
     fn prepare(&self, node: &Geometry) -> Result<Prepared<Plan>> {
         match node {
-            Geometry::Conv(shape) => return conv::prepare(shape, self.gpu.operands),
-            Geometry::Linear(shape) => return conv::prepare(shape, Operands::F32),
+            Geometry::Conv(shape) => return conv::prepare(shape, self.gpu.operands, self.gpu.sm90.is_some()),
+            Geometry::Linear(shape) => return conv::prepare(shape, Operands::F32, false),
             Geometry::Join(shape) => limit("join", "rows", shape.rows as usize)?,
             Geometry::Pool(shape) => rows::pool_rows(shape).map(drop)?,
         }

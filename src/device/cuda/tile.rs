@@ -62,6 +62,9 @@ impl Tile {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Plan {
     pub(super) operands: Operands,
+    /// Pixels of an image in a slab of the wgmma kernel, where it takes forward, tangent and backward-input
+    /// ([`super::wgmma::slab_width`]): what allows 16-byte accesses then goes there, the rest by the tiles below.
+    pub(super) slab_width: Option<i32>,
     pub(super) forward: Tile,
     pub(super) backward_input: Tile,
     pub(super) backward_weight: Tile,
@@ -73,6 +76,7 @@ impl Plan {
     /// For nodes without a choice.
     pub(super) const NONE: Plan = Plan {
         operands: Operands::F32,
+        slab_width: None,
         forward: Tile::Small,
         backward_input: Tile::Small,
         backward_weight: Tile::Small,
@@ -81,7 +85,7 @@ impl Plan {
 
     /// # Errors
     /// `Device` for a convolution larger than the kernels count.
-    pub(super) fn new(shape: &ConvShape, operands: Operands) -> Result<Plan> {
+    pub(super) fn new(shape: &ConvShape, operands: Operands, sm90: bool) -> Result<Plan> {
         let (pixels, filters) = (shape.y_rows(), shape.k as usize);
         if shape.x_len() == 0 || shape.y_len() == 0 || shape.taps() == 0 {
             return Err(Error::Internal(format!("convolution over {shape:?}")));
@@ -99,6 +103,7 @@ impl Plan {
         let backward_weight = Tile::choose(operands, elements(shape), filters, slices_of(Tile::Large));
         Ok(Plan {
             operands,
+            slab_width: sm90.then(|| super::wgmma::slab_width(shape, operands)).flatten(),
             forward: Tile::choose(operands, pixels, filters, 1),
             backward_input: Tile::choose(operands, shape.x_rows(), shape.c as usize, 1),
             backward_weight,

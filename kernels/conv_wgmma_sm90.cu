@@ -1,0 +1,263 @@
+// 3x3 convolution, stride 1, padding 1, bf16 on Hopper's tensor cores: forward, tangent (two products summed) and
+// backward-input (taps mirrored), with the filters of filters.cu. Tiles and ring: conv_wgmma.cuh.
+//
+// A block is resident and takes every gridDim.x-th tile. Its first warp asks for copies; the other three of that
+// warpgroup turn stored values into operands, in place, where something is pending on them (padding stays zero); two
+// warpgroups multiply, half of the tile's rows each. Between them stand barriers in shared memory:
+//   full    copies -> transformers, or consumers where nothing is pending
+//   ready   transformers -> consumers, of every stage once anything is pending
+//   empty   consumers -> copies
+#include "conv_wgmma.cuh"
+
+using namespace wgmma_tile;
+
+struct WgmmaBarriers {
+  uint64_t *full, *ready, *empty;
+};
+
+// Every stage of every tile, in the order in which all three roles go through them: f(place, stage's place in the ring,
+// pass, first channel, column of the window, whether it is the tile's first, whether its last).
+template <int FILTERS, class Stage, class Tile>
+__device__ __forceinline__ void for_all_stages(const WgmmaShape& shape, Stage stage, Tile end_of_tile) {
+  const int tiles = WgmmaPlace<FILTERS>::count(shape);
+  RingPlace ring;
+  for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
+    const WgmmaPlace<FILTERS> at(shape, tile);
+    for (int pass = 0; pass < shape.passes; pass++) {
+      for (int c = 0; c < shape.c; c += DEPTH) {
+        for (int s = 0; s < 3; s++) {
+          stage(at, ring, pass, c, s);
+          ring.advance();
+        }
+      }
+    }
+    end_of_tile(at, ring);
+  }
+}
+
+// One thread: slabs and three filter slices a stage.
+template <int FILTERS>
+__device__ __forceinline__ void copy_stages(unsigned char* smem, const WgmmaBarriers& barriers, const TensorMap& x0,
+                                            const TensorMap& w0, const TensorMap& x1, const TensorMap& w1,
+                                            const WgmmaShape& shape) {
+  for_all_stages<FILTERS>(
+      shape,
+      [&](const WgmmaPlace<FILTERS>& at, const RingPlace& ring, int pass, int c, int s) {
+        const TensorMap& x = pass == 0 ? x0 : x1;
+        const TensorMap& w = pass == 0 ? w0 : w1;
+        unsigned char* slabs = smem + ring.stage * STAGE_BYTES<FILTERS>;
+        uint64_t* full = &barriers.full[ring.stage];
+        mbarrier_wait(&barriers.empty[ring.stage], ring.parity ^ 1);
+        mbarrier_arrive_expect(full, STAGE_BYTES<FILTERS>);
+        for (int i = 0; i < SLABS<FILTERS>; i++) tensor_copy(slabs + i * SLAB, x, c, at.w0 + s - 1, at.h0 + i - 1, at.n0, full);
+        for (int r = 0; r < 3; r++) {
+          tensor_copy(slabs + SLABS<FILTERS> * SLAB + r * FILTER_SLICE<FILTERS>, w, c, shape.mirrored != 0 ? 8 - (r * 3 + s) : r * 3 + s, at.k0,
+                      full);
+        }
+      },
+      [](const WgmmaPlace<FILTERS>&, const RingPlace&) {});
+}
+
+__device__ __forceinline__ bool is_pending(const Source<__nv_bfloat16>& x) { return x.affine != nullptr || x.relu != 0; }
+
+// Three warps: thread t owns eight channels, t % 8 of the slab's eight runs of them, of every twelfth pixel, and has
+// the loads of BATCH pixels in flight.
+template <int FILTERS>
+__device__ __forceinline__ void transform_stages(unsigned char* smem, const WgmmaBarriers& barriers,
+                                                 const Source<__nv_bfloat16>& source0,
+                                                 const Source<__nv_bfloat16>& source1, const WgmmaShape& shape) {
+  constexpr int BATCH = 2, STEP = TRANSFORM_THREADS / 8, PIXELS = SLABS<FILTERS> * SLAB_PIXELS;
+  const int thread = static_cast<int>(threadIdx.x) - 32, run = thread % 8;
+  for_all_stages<FILTERS>(
+      shape,
+      [&](const WgmmaPlace<FILTERS>& at, const RingPlace& ring, int pass, int c0, int s) {
+        const Source<__nv_bfloat16>& source = pass == 0 ? source0 : source1;
+        const int c = c0 + run * 8;
+        unsigned char* slabs = smem + ring.stage * STAGE_BYTES<FILTERS>;
+        const auto place = [&](int pixel) { return slabs + pixel * 128 + (run ^ (pixel & 7)) * 16; };
+        mbarrier_wait(&barriers.full[ring.stage], ring.parity);
+        // Channels past the last and pixels outside of the image stay the zeros that the copies brought.
+        if (c < shape.c && is_pending(source)) {
+          const Affine<8> affine(source, shape.c, c);
+          NO_UNROLL for (int first = thread / 8; first < PIXELS; first += BATCH * STEP) {
+            uint4 stored[BATCH];
+            bool inside[BATCH];
+            UNROLL for (int i = 0; i < BATCH; i++) {
+              const int pixel = first + i * STEP, h = at.h0 + pixel / SLAB_PIXELS - 1;
+              const int w = at.w0 + (pixel & ((1 << shape.width_log2) - 1)) + s - 1;
+              inside[i] = pixel < PIXELS && h >= 0 && h < shape.h && w >= 0 && w < shape.w;
+              if (inside[i]) stored[i] = load_vec<uint4>(place(pixel));
+            }
+            UNROLL for (int i = 0; i < BATCH; i++) {
+              if (!inside[i]) continue;
+              const Pack<8> u = source_forward(affine, source.relu != 0, unpack_bf16(stored[i]));
+              store_vec(place(first + i * STEP), pack_bf16(u));
+            }
+          }
+        }
+        fence_proxy_async();
+        mbarrier_arrive(&barriers.ready[ring.stage]);
+      },
+      [](const WgmmaPlace<FILTERS>&, const RingPlace&) {});
+}
+
+// Where four columns from `column` on of a row lie among the 128 x COLUMNS floats that a consumer stages: permuted within
+// 128 bytes, so that neither its writes nor its reads meet in a bank more than twice.
+template <int COLUMNS>
+__device__ __forceinline__ int staged_place(int row, int column) {
+  constexpr int CHUNKS = COLUMNS / 4;  // of 16 bytes
+  const int permuted = (row & 3) << 1 | (row >> 2 & 1);
+  return row * COLUMNS + (((column >> 2) ^ permuted % CHUNKS) << 2) + (column & 3);
+}
+
+struct ConsumerTeam {
+  static constexpr bool SPARING = true;  // the accumulators leave few registers
+  int number, thread_;
+  __device__ __forceinline__ int thread() const { return thread_; }
+  __device__ __forceinline__ void meet() const { named_barrier(1 + number, 128); }
+};
+
+// A consumer's rows of the tile, two at a time: 128 pixels.
+template <int FILTERS>
+__device__ __forceinline__ void store_tile(__nv_bfloat16* y, const float (&acc)[CONSUMER_ROWS<FILTERS>][FILTERS / 2],
+                                           float* staged, const float* bias, const Epilogue<__nv_bfloat16>& epilogue,
+                                           const WgmmaShape& shape, const WgmmaPlace<FILTERS>& at,
+                                           int consumer) {
+  constexpr int COLUMNS = STAGED_COLUMNS<FILTERS>;
+  UNROLL for (int row0 = 0; row0 < CONSUMER_ROWS<FILTERS>; row0 += 2) {
+    const int h0 = at.h0 + consumer * CONSUMER_ROWS<FILTERS> + row0;
+    if (h0 >= shape.h) break;  // the same for the team
+    UNROLL for (int column0 = 0; column0 < FILTERS; column0 += COLUMNS) {
+      const ConsumerTeam team = {consumer, computed_here(threadIdx.x % 128)};
+      const int warp = team.thread() / 32, lane = team.thread() % 32;
+      team.meet();
+      UNROLL for (int i = 0; i < 2; i++) {
+        UNROLL for (int j = 0; j < COLUMNS / 2; j += 2) {
+          const int row = i * SLAB_PIXELS + warp * 16 + lane / 4 + (j & 2) * 4, column = j / 4 * 8 + lane % 4 * 2;
+          const float* two = &acc[row0 + i][column0 / 2 + j];
+          store_vec(staged + staged_place<COLUMNS>(row, column), make_float2(two[0], two[1]));
+        }
+      }
+      team.meet();
+      const int k0 = at.k0 + column0;
+      const auto start = [&](int row) {
+        const int pixel = row % SLAB_PIXELS, n = at.n0 + (pixel >> shape.width_log2);
+        const int w = at.w0 + (pixel & ((1 << shape.width_log2) - 1));
+        return ((Offset(n) * shape.h + h0 + row / SLAB_PIXELS) * shape.w + w) * shape.k;
+      };
+      // Stores first, then sums of what was stored, by the same threads: both at once want more registers than there are.
+      Epilogue<__nv_bfloat16> stores = epilogue, sums = {};
+      stores.sums.kind = SUMS_NONE;
+      finish_tile<__nv_bfloat16, 8, COLUMNS, 128>(
+          y, stores, 0, 2 * SLAB_PIXELS, k0, shape.k, staged,
+          [&](int row, int column) {
+            Pack<8> v;
+            UNROLL for (int i = 0; i < 2; i++) {
+              const Pack<4> four = load_pack<4>(staged + staged_place<COLUMNS>(row, column + 4 * i));
+              UNROLL for (int j = 0; j < 4; j++) v.v[4 * i + j] = four.v[j];
+            }
+            if (bias != nullptr) {
+              UNROLL for (int i = 0; i < 8; i++) v.v[i] += bias[k0 + column + i];
+            }
+            return v;
+          },
+          start, team);
+      if (epilogue.sums.kind == SUMS_NONE) continue;
+      sums.sums = epilogue.sums;
+      finish_tile<__nv_bfloat16, 8, COLUMNS, 128>(
+          static_cast<__nv_bfloat16*>(nullptr), sums, at.pair(shape, h0), 2 * SLAB_PIXELS, k0, shape.k, staged,
+          [&](int row, int column) { return load_pack<8>(y + start(row) + k0 + column); }, start, team);
+    }
+  }
+}
+
+template <int FILTERS>
+__device__ __forceinline__ void multiply_stages(unsigned char* smem, uint64_t* operands_there, uint64_t* empty,
+                                                __nv_bfloat16* y, const float* bias,
+                                                const Epilogue<__nv_bfloat16>& epilogue, const WgmmaShape& shape) {
+  const int consumer = static_cast<int>(threadIdx.x) / 128 - 1;
+  float* staged = reinterpret_cast<float*>(smem + STAGES * STAGE_BYTES<FILTERS> + consumer * STAGED<FILTERS>);
+  float acc[CONSUMER_ROWS<FILTERS>][FILTERS / 2];
+  // A warp gives a stage back when its products have left it: one stage later, and at the end of the tile.
+  const auto release_previous = [&](const RingPlace& ring) {
+    if (threadIdx.x % 32 == 0) mbarrier_arrive(&empty[(ring.stage + STAGES - 1) % STAGES]);
+  };
+  for_all_stages<FILTERS>(
+      shape,
+      [&](const WgmmaPlace<FILTERS>&, const RingPlace& ring, int pass, int c, int s) {
+        const bool first = (pass | c | s) == 0;
+        mbarrier_wait(&operands_there[ring.stage], ring.parity);
+        const unsigned char* slabs = smem + ring.stage * STAGE_BYTES<FILTERS> + consumer * CONSUMER_ROWS<FILTERS> * SLAB;
+        const unsigned char* filters = smem + ring.stage * STAGE_BYTES<FILTERS> + SLABS<FILTERS> * SLAB;
+        wgmma_fence(acc);
+        UNROLL for (int r = 0; r < 3; r++) {
+          UNROLL for (int k = 0; k < DEPTH; k += 16) {
+            const uint64_t b = wgmma_operand(filters + r * FILTER_SLICE<FILTERS> + k * 2, 1024);
+            UNROLL for (int i = 0; i < CONSUMER_ROWS<FILTERS>; i++) {
+              wgmma_bf16<false>(acc[i], wgmma_operand(slabs + (i + r) * SLAB + k * 2, 1024), b, !first || r + k > 0);
+            }
+          }
+        }
+        wgmma_commit();
+        wgmma_wait<1>(acc);
+        if (!first) release_previous(ring);
+      },
+      [&](const WgmmaPlace<FILTERS>& at, const RingPlace& ring) {
+        wgmma_wait<0>(acc);
+        release_previous(ring);
+        store_tile<FILTERS>(y, acc, staged, bias, epilogue, shape, at, consumer);
+      });
+}
+
+template <int FILTERS>
+__device__ __forceinline__ void conv_wgmma_body(__nv_bfloat16* y, const TensorMap& x0, const TensorMap& w0,
+                                                const TensorMap& x1, const TensorMap& w1, const Source<__nv_bfloat16>& source0,
+                                                const Source<__nv_bfloat16>& source1, const float* bias,
+                                                const Epilogue<__nv_bfloat16>& epilogue, const WgmmaShape& shape) {
+  DYN_SMEM_SWIZZLED(smem);
+  SHARED(uint64_t, barriers, [3 * STAGES]);
+  const WgmmaBarriers all = {barriers, barriers + STAGES, barriers + 2 * STAGES};
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < STAGES; i++) {
+      mbarrier_init(&all.full[i], 1);
+      mbarrier_init(&all.ready[i], TRANSFORM_THREADS);
+      mbarrier_init(&all.empty[i], CONSUMERS * 4);
+    }
+    mbarrier_init_fence();
+  }
+  __syncthreads();
+  const bool transformed = is_pending(source0) || is_pending(source1);
+  if (threadIdx.x < 128) {
+    give_registers<72>();
+    if (threadIdx.x == 0) {
+      copy_stages<FILTERS>(smem, all, x0, w0, x1, w1, shape);
+    } else if (threadIdx.x >= 32 && transformed) {
+      transform_stages<FILTERS>(smem, all, source0, source1, shape);
+    }
+  } else {
+    take_registers<216>();
+    multiply_stages<FILTERS>(smem, transformed ? all.ready : all.full, all.empty, y, bias, epilogue,
+                             shape);
+  }
+}
+
+// y[n,h,w,k] = sum over passes, r, s, c of operand[n, h + r - 1, w + s - 1, c] · filter[k,r,s,c] + bias[k], then the epilogue
+// y [N,H,W,K]; x0, x1 maps of [N,H,W,C], boxes of a slab; w0, w1 maps of [K,9,C], boxes of FILTERS x 1 x 64; all
+// swizzled; source0, source1: what is pending on them; bias [K] or null; epilogue over y; what `passes` leaves out repeats
+// the first
+// grid: at most one block a multiprocessor, 384 threads, SHARED_BYTES<FILTERS> of DYN_SMEM
+// C, K multiples of 8; y and the sources' affine 16-byte aligned, epilogue.wide; N·H·W < 2^31 - 256
+#define CONV_WGMMA_ARGS                                                                                              \
+  __nv_bfloat16 *y, const __grid_constant__ TensorMap x0, const __grid_constant__ TensorMap w0,                      \
+      const __grid_constant__ TensorMap x1, const __grid_constant__ TensorMap w1,                                    \
+      const __grid_constant__ Source<__nv_bfloat16> source0,                                                         \
+      const __grid_constant__ Source<__nv_bfloat16> source1,                  \
+      const float *__restrict__ bias, const __grid_constant__ Epilogue<__nv_bfloat16> epilogue,                      \
+      const __grid_constant__ WgmmaShape shape
+
+extern "C" __global__ void __launch_bounds__(384, 1) conv_wgmma_64(CONV_WGMMA_ARGS) {
+  conv_wgmma_body<64>(y, x0, w0, x1, w1, source0, source1, bias, epilogue, shape);
+}
+extern "C" __global__ void __launch_bounds__(384, 1) conv_wgmma_128(CONV_WGMMA_ARGS) {
+  conv_wgmma_body<128>(y, x0, w0, x1, w1, source0, source1, bias, epilogue, shape);
+}
