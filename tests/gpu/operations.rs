@@ -1,5 +1,6 @@
 //! Every operation against the oracle: the very bodies that test the CPU device, over shapes around the kernels' tiles.
 
+use super::common::loss;
 use super::common::ops::{KINDS, Setup};
 use super::device::{in_orders, open, set_order};
 use l2b::device::{ConvShape, Device, Geometry, LossShape, PoolShape, Rows};
@@ -145,6 +146,11 @@ fn weights() {
             Setup::new(cuda).weights(len);
         }
     });
+}
+
+#[test]
+fn watching() {
+    in_orders(|cuda| loss::watching(cuda));
 }
 
 #[test]
