@@ -18,7 +18,7 @@ __device__ __forceinline__ void augment_body(T* out, const unsigned char* images
   if (shape.flip) {
     flip = word_below(stream_words(step->seed, PURPOSE_FLIP, shape.view, ids[n], step->step).x, 2) == 1;
   }
-  const unsigned char* image = images + Offset(n) * len;
+  const unsigned char* image = images + (shape.gather ? Offset(ids[n]) : Offset(n)) * len;
   for (int i = threadIdx.x; i < len; i += blockDim.x) {
     const int pixel = i / shape.c, c = i - pixel * shape.c, p = pixel / shape.w, q = pixel - p * shape.w;
     const int row = p + dy, column = (flip ? shape.w - 1 - q : q) + dx;
@@ -28,9 +28,10 @@ __device__ __forceinline__ void augment_body(T* out, const unsigned char* images
   }
 }
 
-// out[n,p,q,c] = table[c][u], u = images[n, p + dy, q' + dx, c] or 0 outside the image, q' = W - 1 - q where flipped else q;
+// out[n,p,q,c] = table[c][u], u = images[m, p + dy, q' + dx, c] or 0 outside the image, q' = W - 1 - q where flipped else q;
+// m = ids[n] where the shape says gather else n;
 // dy, dx in -pad..=pad and the flip are drawn from (seed, view, ids[n], step)
-// out, images [N,H,W,C]; ids [N]; table [C][256]; step in device memory
+// out [N,H,W,C]; images [N,H,W,C], or [any,H,W,C] to gather from; ids [N]; table [C][256]; step in device memory
 // grid: N blocks of 256; a block owns one image
 // HWC < 2^31 - 256
 #define AUGMENT_ARGS(T)                                                                                            \

@@ -64,13 +64,39 @@ extern "C" __global__ void __launch_bounds__(256) norm_finish(float* __restrict_
   if (threadIdx.x == 0) norm[0] = sqrtf(sum);
 }
 
-// d = min(1, clip/(norm + 1e-6))·g + weight_decay·theta; buf = mu·buf + d; theta = theta - lr·buf; no clipping where clip is 0
-// theta, buf, g [len]; norm [1]; step in device memory
+// Twin of Watched in optim.rs.
+struct Watched {
+  const float* values[4];
+  long long len[4];
+};
+
+// stopped[0] = 1 + the step's number, where it is 0 and a value is not finite
+// stopped [1]; watched.values[k] [watched.len[k]]; step in device memory
+// grid: one block of 256; a thread owns every 256th value
+// watched.len any, 0 for no operand
+extern "C" __global__ void __launch_bounds__(256) watch(unsigned* stopped, Watched watched,
+                                                        const StepParams* __restrict__ step) {
+  float bad = 0.0f;
+  for (int k = 0; k < 4; k++) {
+    for (Offset i = threadIdx.x; i < watched.len[k]; i += blockDim.x) {
+      // The largest float; a NaN is not below it either.
+      if (!(fabsf(watched.values[k][i]) <= 3.402823466e38f)) bad = 1.0f;
+    }
+  }
+  bad = block_max(bad);
+  if (threadIdx.x == 0 && bad > 0.0f && stopped[0] == 0) stopped[0] = step->step + 1;
+}
+
+// d = min(1, clip/(norm + 1e-6))·g + weight_decay·theta; buf = mu·buf + d; theta = theta - lr·buf; no clipping where clip is 0;
+// nothing where stopped is not 0
+// theta, buf, g [len]; norm, stopped [1]; step in device memory
 // grid: any number of blocks of 256; a thread owns every (grid·256)-th run of four
 // pointers 16-byte aligned
 extern "C" __global__ void __launch_bounds__(256) sgd(float* __restrict__ theta, float* __restrict__ buf,
                                                       const float* __restrict__ g, const float* __restrict__ norm,
+                                                      const unsigned* __restrict__ stopped,
                                                       const StepParams* __restrict__ step, long long len) {
+  if (stopped[0] != 0) return;
   const float lr = static_cast<float>(step->lr), mu = static_cast<float>(step->mu);
   const float decay = static_cast<float>(step->weight_decay), clip = static_cast<float>(step->clip);
   const float factor = clip > 0.0f ? fminf(1.0f, clip / (norm[0] + 1e-6f)) : 1.0f;

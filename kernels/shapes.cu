@@ -2,7 +2,7 @@
 #include "shapes.cuh"
 
 // out = every field of every struct, in the order of the parameters and of their declaration
-// out [35]; step in device memory
+// out [36]; step in device memory
 // grid: one thread
 // test only
 extern "C" __global__ void echo_shapes(double* __restrict__ out, const StepParams* __restrict__ step, ConvShape conv,
@@ -16,6 +16,6 @@ extern "C" __global__ void echo_shapes(double* __restrict__ out, const StepParam
       double(pool.n), double(pool.h), double(pool.w), double(pool.c), double(pool.r), double(pool.s),
       double(loss.entries), double(loss.classes),
       double(augment.n), double(augment.h), double(augment.w), double(augment.c), double(augment.pad),
-      double(augment.flip), double(augment.view)};
+      double(augment.flip), double(augment.view), double(augment.gather)};
   for (int i = 0; i < static_cast<int>(sizeof(fields) / sizeof(double)); i++) out[i] = fields[i];
 }

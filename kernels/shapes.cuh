@@ -27,7 +27,7 @@ struct LossShape {
 };
 
 struct AugmentShape {
-  int n, h, w, c, pad, flip, view;
+  int n, h, w, c, pad, flip, view, gather;
 };
 
 struct StepParams {
@@ -40,5 +40,5 @@ static_assert(sizeof(ConvShape) == 36, "twin of ConvShape in shape.rs");
 static_assert(sizeof(Rows) == 8, "twin of Rows in shape.rs");
 static_assert(sizeof(PoolShape) == 24, "twin of PoolShape in shape.rs");
 static_assert(sizeof(LossShape) == 8, "twin of LossShape in shape.rs");
-static_assert(sizeof(AugmentShape) == 28, "twin of AugmentShape in shape.rs");
+static_assert(sizeof(AugmentShape) == 32, "twin of AugmentShape in shape.rs");
 static_assert(sizeof(StepParams) == 64, "twin of StepParams in shape.rs");

@@ -1,18 +1,22 @@
 //! A model with everything that training it needs, planned once: activations, gradients, inputs, per-entry results.
 //!
 //! Inputs are uploaded before a step ([`Engine::feed`]), results are read after it ([`Engine::outcome`]); the step itself
-//! (`step.rs`) allocates nothing, uploads nothing and waits for nothing.
+//! (`step.rs`) allocates nothing, uploads nothing and waits for nothing, so that it is recorded once and replayed
+//! (`recordings.rs`). [`Engine::submit`] and [`Engine::collect`] do all of that without waiting in between.
 
 use std::collections::BTreeMap;
 
 use crate::budget::MetaDepth;
-use crate::device::{
-    AugmentShape, Device, Element, Layout, LossShape, Mem, Normalise, Region, Statistics, StepParams, Targets,
-};
+use crate::device::{Device, Layout, LossShape, Mem, Normalise, Region, Statistics, StepParams, Targets};
+use crate::inputs::{InputLayout, Inputs};
 use crate::model::{Model, read};
 use crate::net::{Pass, Plan, Program, Reach, Reuse};
 use crate::phase::{Began, Phases};
+use crate::recordings::{Recordings, Work};
 use crate::{Error, Result};
+
+pub use crate::inputs::{Images, KeptSet, Samples, Slot};
+pub use crate::outcome::{Lane, Outcome};
 
 /// Where v = ∇f_val is taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, clap::ValueEnum)]
@@ -69,52 +73,23 @@ impl Default for EngineOptions {
     }
 }
 
-/// Which of the two inputs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Slot {
-    Train,
-    Meta,
-}
-
-/// Images of a batch, `[N,H,W,C]`.
-pub enum Images<'a> {
-    /// Bytes, augmented and normalised on the device; ids are the samples' numbers in the dataset.
-    Pixels {
-        bytes: &'a [u8],
-        ids: &'a [u32],
-        augment: AugmentShape,
-    },
-    /// Network inputs as they are.
-    Values(&'a [f64]),
-}
-
-/// Memory of one input.
-struct Feed<D: Device> {
-    arena: D::Arena,
-    images: Region,
-    ids: Region,
-    labels: Region,
-    /// Samples in it, 0 before the first feed.
-    batch: usize,
-    /// None: the images are network inputs.
-    augment: Option<AugmentShape>,
-}
-
 /// Per-entry results of a batch of n: where they lie in one arena.
 #[derive(Clone, Copy)]
 pub(crate) struct Entries {
-    /// i32 [n].
-    pub pseudo: Region,
     /// [n] each.
     pub loss_real: Region,
     pub loss_pseudo: Region,
-    /// [n], where this is the size of the meta batch.
-    pub loss_meta: Region,
     /// [2][n]: given label, pseudo-label.
     pub raw: Region,
     pub weights: Region,
     /// [1].
     pub gradient_norm: Region,
+    /// i32 [n].
+    pub pseudo: Region,
+    /// All of the above.
+    pub results: Region,
+    /// [n], where this is the size of the meta batch.
+    pub loss_meta: Region,
     /// Constants [n] each: 1, 1/n, and the bootstrap shares over n.
     pub ones: Region,
     pub uniform: Region,
@@ -126,34 +101,31 @@ impl Entries {
     /// Places for a batch of `size`, and the bytes they take.
     fn layout(size: usize, real: usize) -> (Self, usize) {
         let mut layout = Layout::default();
-        let mut row = |count: usize| layout.push(count * real);
+        let (loss_real, loss_pseudo) = (layout.push(size * real), layout.push(size * real));
+        let (raw, weights) = (layout.push(2 * size * real), layout.push(2 * size * real));
+        let gradient_norm = layout.push(real);
+        let pseudo = layout.push(size * size_of::<i32>());
+        let results = Region {
+            offset: 0,
+            bytes: layout.bytes(),
+        };
+        let mut row = || layout.push(size * real);
         let entries = Entries {
-            loss_real: row(size),
-            loss_pseudo: row(size),
-            loss_meta: row(size),
-            raw: row(2 * size),
-            weights: row(2 * size),
-            gradient_norm: row(1),
-            ones: row(size),
-            uniform: row(size),
-            bootstrap_real: row(size),
-            bootstrap_pseudo: row(size),
-            pseudo: layout.push(size * size_of::<i32>()),
+            loss_real,
+            loss_pseudo,
+            raw,
+            weights,
+            gradient_norm,
+            pseudo,
+            results,
+            loss_meta: row(),
+            ones: row(),
+            uniform: row(),
+            bootstrap_real: row(),
+            bootstrap_pseudo: row(),
         };
         (entries, layout.bytes())
     }
-}
-
-/// Places of images, ids and labels of one input, and the bytes they take.
-pub(crate) fn feed_layout(program: &Program, largest: usize, act: usize) -> ([Region; 3], usize) {
-    let mut layout = Layout::default();
-    let image = program.rows(program.input(), 1).len();
-    let regions = [
-        layout.push(largest * image * act),
-        layout.push(largest * size_of::<u32>()),
-        layout.push(largest * size_of::<i32>()),
-    ];
-    (regions, layout.bytes())
 }
 
 /// Device memory that an engine for batches of these sizes will hold, its model included: what [`Engine::bytes`] says
@@ -174,17 +146,28 @@ pub fn required_bytes<D: Device>(
         entries += Entries::layout(size, real).1;
     }
     let largest = sizes.iter().copied().max().unwrap_or(0);
-    let (_, feed) = feed_layout(program, largest, act);
-    let table = program.values[program.input()].channels * 256 * act;
-    // θ, momentum, gradient, v, θ̂; two inputs.
+    let inputs = InputLayout::new(program, largest, act);
+    let table = program.values[program.input()].channels * 256 * real;
+    // θ, momentum, gradient, v, θ̂.
     Ok(arena
         + entries
         + 5 * flat
         + running
         + device.gradient_norm_scratch_bytes(flat / real)
-        + size_of::<StepParams>()
+        + size_of::<u32>()
         + table
-        + 2 * feed)
+        + inputs.bytes)
+}
+
+/// Device memory of an [`Engine::lane`] of that engine.
+pub fn lane_bytes<D: Device>(program: &Program, sizes: &[usize], images: usize) -> usize {
+    let largest = sizes.iter().copied().max().unwrap_or(0);
+    InputLayout::new(program, largest, size_of::<D::Act>()).room(images)
+}
+
+/// Weights that depend on the size of the batch alone: 1/n, and the bootstrap shares over n.
+pub(crate) fn constants(options: &EngineOptions, size: usize) -> [f64; 3] {
+    [1.0, options.bootstrap, 1.0 - options.bootstrap].map(|share| share / size as f64)
 }
 
 pub(crate) struct Batch<D: Device> {
@@ -209,43 +192,11 @@ pub struct Engine<D: Device> {
     pub v: D::Arena,
     pub(crate) theta_hat: D::Arena,
     pub(crate) norm_scratch: D::Arena,
-    pub(crate) step_params: D::Arena,
-    table: D::Arena,
-    train: Feed<D>,
-    meta: Feed<D>,
-    bytes: usize,
+    stopped: D::Arena,
+    pub(crate) inputs: Inputs<D>,
+    pub(crate) recordings: Recordings<D>,
+    pub(crate) bytes: usize,
     pub(crate) phases: Phases<D>,
-}
-
-/// What one step computed, on the host. Losses, raw weights and weights per entry.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Outcome {
-    pub pseudo_labels: Vec<i32>,
-    pub loss_real: Vec<f64>,
-    pub loss_pseudo: Vec<f64>,
-    /// ηλ⟨v, ∇f_i⟩ and ηλ⟨v, ∇g_i⟩; empty where the objective has no meta pass.
-    pub alpha_raw: Vec<f64>,
-    pub beta_raw: Vec<f64>,
-    /// Weights of the given and the pseudo-label.
-    pub alpha: Vec<f64>,
-    pub beta: Vec<f64>,
-    /// Losses of the meta batch; empty likewise.
-    pub val_loss: Vec<f64>,
-    /// Of the weighted loss, before clipping.
-    pub gradient_norm: f64,
-}
-
-impl Outcome {
-    /// Σ α_i f_i + β_i g_i.
-    pub fn loss(&self) -> f64 {
-        let dot = |w: &[f64], l: &[f64]| w.iter().zip(l).map(|(w, l)| w * l).sum::<f64>();
-        dot(&self.alpha, &self.loss_real) + dot(&self.beta, &self.loss_pseudo)
-    }
-
-    /// Mean loss of the meta batch.
-    pub fn mean_val_loss(&self) -> f64 {
-        self.val_loss.iter().sum::<f64>() / self.val_loss.len() as f64
-    }
 }
 
 impl<D: Device> Engine<D> {
@@ -284,12 +235,14 @@ impl<D: Device> Engine<D> {
             arena_bytes = arena_bytes.max(plan.bytes);
             let (entries, entry_bytes) = Entries::layout(size, real);
             let entry_arena = alloc(entry_bytes)?;
-            let n = size as f64;
+            // What an objective leaves unwritten is read back with the rest.
+            device.fill(entries.results.of(&entry_arena), 0)?;
+            let [uniform, bootstrap_real, bootstrap_pseudo] = constants(&options, size);
             for (region, value) in [
                 (entries.ones, 1.0),
-                (entries.uniform, 1.0 / n),
-                (entries.bootstrap_real, options.bootstrap / n),
-                (entries.bootstrap_pseudo, (1.0 - options.bootstrap) / n),
+                (entries.uniform, uniform),
+                (entries.bootstrap_real, bootstrap_real),
+                (entries.bootstrap_pseudo, bootstrap_pseudo),
             ] {
                 crate::model::write::<D>(&device, region.of(&entry_arena), &vec![value; size])?;
             }
@@ -310,22 +263,17 @@ impl<D: Device> Engine<D> {
             device.fill(model.flat(arena), 0)?;
         }
         let norm_scratch = alloc(device.gradient_norm_scratch_bytes(flat / real))?;
-        let step_params = alloc(size_of::<StepParams>())?;
-        let channels = program.values[program.input()].channels;
-        let table = alloc(channels * 256 * act)?;
-        let largest = sizes.iter().copied().max().unwrap_or(0);
-        let mut feed = || -> Result<Feed<D>> {
-            let ([images, ids, labels], bytes) = feed_layout(program, largest, act);
-            Ok(Feed {
-                arena: alloc(bytes)?,
-                images,
-                ids,
-                labels,
-                batch: 0,
-                augment: None,
-            })
+        let stopped = alloc(size_of::<u32>())?;
+        let whole = Region {
+            offset: 0,
+            bytes: size_of::<u32>(),
         };
-        let (train, meta) = (feed()?, feed()?);
+        device.fill(whole.of(&stopped), 0)?;
+        let channels = program.values[program.input()].channels;
+        let table = alloc(channels * 256 * real)?;
+        let largest = sizes.iter().copied().max().unwrap_or(0);
+        let layout = InputLayout::new(program, largest, act);
+        let inputs = Inputs::new(alloc(layout.bytes)?, layout, table);
         bytes += 2 * flat + model.running().bytes;
         Ok(Engine {
             batches,
@@ -334,10 +282,9 @@ impl<D: Device> Engine<D> {
             v,
             theta_hat,
             norm_scratch,
-            step_params,
-            table,
-            train,
-            meta,
+            stopped,
+            inputs,
+            recordings: Recordings::default(),
             device,
             model,
             options,
@@ -359,57 +306,44 @@ impl<D: Device> Engine<D> {
     }
 
     /// The normalised value of every byte: `[C][256]`.
-    pub fn set_table(&self, table: &[D::Act]) -> Result<()> {
-        let bytes: &[u8] = bytemuck::cast_slice(table);
-        let region = Region {
-            offset: 0,
-            bytes: bytes.len(),
-        };
-        self.device.upload(region.of(&self.table), bytes)
+    pub fn set_table(&self, table: &[D::Real]) -> Result<()> {
+        self.inputs.set_table(&self.device, table)
+    }
+
+    /// Takes a set of `bytes` bytes of images onto the device; `read` hands out its parts in order.
+    pub fn keep(
+        &mut self,
+        bytes: usize,
+        read: impl FnOnce(&mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()>,
+    ) -> Result<KeptSet> {
+        let arena = self.device.alloc(bytes)?;
+        let whole = Region { offset: 0, bytes }.of(&arena);
+        let mut at = 0;
+        read(&mut |part| {
+            self.device.upload(whole.slice(at, part.len()), part)?;
+            at += part.len();
+            Ok(())
+        })?;
+        self.bytes += bytes;
+        Ok(self.inputs.keep(arena, bytes))
     }
 
     /// Uploads a batch: images and labels (i32, each below the number of classes).
     pub fn feed(&mut self, slot: Slot, images: Images, labels: &[i32]) -> Result<()> {
-        let batch = labels.len();
-        assert!(
-            self.batches.contains_key(&batch),
-            "batch of {batch} was not planned"
-        );
-        let feed = match slot {
-            Slot::Train => &mut self.train,
-            Slot::Meta => &mut self.meta,
-        };
-        let put = |region: Region, bytes: &[u8]| {
-            self.device
-                .upload(region.of(&feed.arena).slice(0, bytes.len()), bytes)
-        };
-        put(feed.labels, bytemuck::cast_slice(labels))?;
-        match images {
-            Images::Pixels { bytes, ids, augment } => {
-                put(feed.images, bytes)?;
-                put(feed.ids, bytemuck::cast_slice(ids))?;
-                feed.augment = Some(augment);
-            }
-            Images::Values(values) => {
-                let values: Vec<D::Act> = values.iter().map(|&v| D::Act::from_f64(v)).collect();
-                put(feed.images, bytemuck::cast_slice(&values))?;
-                feed.augment = None;
-            }
+        self.require_planned(labels.len())?;
+        self.inputs.feed(&self.device, slot, images, labels)
+    }
+
+    pub(crate) fn require_planned(&self, batch: usize) -> Result<()> {
+        if self.batches.contains_key(&batch) {
+            return Ok(());
         }
-        feed.batch = batch;
-        Ok(())
+        Err(Error::Internal(format!("a batch of {batch} was not planned")))
     }
 
     /// Samples fed to a slot.
     pub fn fed(&self, slot: Slot) -> usize {
-        self.feed_of(slot).batch
-    }
-
-    fn feed_of(&self, slot: Slot) -> &Feed<D> {
-        match slot {
-            Slot::Train => &self.train,
-            Slot::Meta => &self.meta,
-        }
+        self.inputs.fed(slot).batch
     }
 
     pub(crate) fn batch(&self, slot: Slot) -> &Batch<D> {
@@ -417,12 +351,7 @@ impl<D: Device> Engine<D> {
     }
 
     pub(crate) fn labels(&self, slot: Slot) -> Targets<'_, D::Arena> {
-        let feed = self.feed_of(slot);
-        Targets::Hard(
-            feed.labels
-                .of(&feed.arena)
-                .slice(0, feed.batch * size_of::<i32>()),
-        )
+        Targets::Hard(self.inputs.labels(slot))
     }
 
     pub(crate) fn loss_shape(&self, slot: Slot) -> LossShape {
@@ -433,11 +362,16 @@ impl<D: Device> Engine<D> {
     }
 
     pub(crate) fn step_span(&self) -> Mem<'_, D> {
+        self.inputs.params()
+    }
+
+    /// See [`Device::watch`].
+    pub(crate) fn stopped(&self) -> Mem<'_, D> {
         Region {
             offset: 0,
-            bytes: size_of::<StepParams>(),
+            bytes: size_of::<u32>(),
         }
-        .of(&self.step_params)
+        .of(&self.stopped)
     }
 
     /// The pass of a slot's batch at parameters θ.
@@ -466,24 +400,7 @@ impl<D: Device> Engine<D> {
 
     /// Brings a slot's images into the network's input.
     pub(crate) fn load_input(&self, slot: Slot, input: Mem<D>) -> Result<()> {
-        let feed = self.feed_of(slot);
-        let images = feed.images.of(&feed.arena);
-        let Some(augment) = feed.augment else {
-            return self.device.copy(input, images.slice(0, input.bytes));
-        };
-        let pixels = input.bytes / size_of::<D::Act>();
-        let table = Region {
-            offset: 0,
-            bytes: augment.c as usize * 256 * size_of::<D::Act>(),
-        };
-        self.device.augment(
-            augment,
-            input,
-            images.slice(0, pixels),
-            feed.ids.of(&feed.arena).slice(0, feed.batch * size_of::<u32>()),
-            table.of(&self.table),
-            self.step_span(),
-        )
+        self.inputs.load(&self.device, slot, input)
     }
 
     /// Sets the step parameters: before a step, and before [`Engine::logits`] of augmented images.
@@ -492,11 +409,15 @@ impl<D: Device> Engine<D> {
     }
 
     /// Logits `[n][classes]` of the batch in the train slot, with the running statistics.
-    pub fn logits(&self) -> Result<Vec<f64>> {
+    pub fn logits(&mut self) -> Result<Vec<f64>> {
+        self.run(Work::Logits)?;
+        self.read_logits()
+    }
+
+    pub(crate) fn logits_directly(&self) -> Result<()> {
         let pass = self.pass(Slot::Train, self.model.theta(), Statistics::Running);
         self.load_input(Slot::Train, pass.input())?;
-        pass.forward()?;
-        self.read_logits()
+        pass.forward()
     }
 
     /// Logits `[n][classes]` of the train batch as the last step saw them.
@@ -508,9 +429,5 @@ impl<D: Device> Engine<D> {
     pub(crate) fn entry(&self, slot: Slot, region: impl Fn(&Entries) -> Region) -> Mem<'_, D> {
         let batch = self.batch(slot);
         region(&batch.entries).of(&batch.entry_arena)
-    }
-
-    pub(crate) fn read_entry(&self, slot: Slot, region: impl Fn(&Entries) -> Region) -> Result<Vec<f64>> {
-        read::<D>(&self.device, self.entry(slot, region))
     }
 }

@@ -3,11 +3,11 @@
 use serde::Serialize;
 
 use crate::data::augment::normalise_table;
-use crate::data::loader::in_order;
+use crate::data::loader::{Batch, in_order};
 use crate::data::manifest::Manifest;
 use crate::data::split::Subset;
 use crate::device::{AugmentShape, Device};
-use crate::engine::{Engine, Images, Slot};
+use crate::engine::{Engine, Images, KeptSet, Slot};
 use crate::{Error, Result};
 
 /// Gives the engine the normalised value of every byte.
@@ -15,7 +15,7 @@ use crate::{Error, Result};
 /// # Errors
 /// Those of the device.
 pub fn set_table<D: Device>(engine: &Engine<D>, manifest: &Manifest) -> Result<()> {
-    engine.set_table(&normalise_table::<D::Act>(manifest))
+    engine.set_table(&normalise_table::<D::Real>(manifest))
 }
 
 /// Geometry of images that are normalised and nothing else.
@@ -28,6 +28,20 @@ pub fn plain(n: usize, [h, w, c]: [usize; 3]) -> AugmentShape {
         pad: 0,
         flip: 0,
         view: 0,
+        gather: 0,
+    }
+}
+
+/// The images of a batch: their bytes, or where they are on the device.
+pub fn images(batch: &Batch, kept: Option<KeptSet>, augment: AugmentShape) -> Images<'_> {
+    let ids = &batch.ids;
+    match kept {
+        Some(set) => Images::Kept { set, ids, augment },
+        None => Images::Pixels {
+            bytes: &batch.images,
+            ids,
+            augment,
+        },
     }
 }
 
@@ -41,23 +55,24 @@ pub fn batch_sizes(len: u32, batch: u32) -> Vec<usize> {
         .collect()
 }
 
-/// Class probabilities `[n][classes]` of a set, with the running statistics. The engine is planned for [`batch_sizes`].
+/// Class probabilities `[n][classes]` of a set, with the running statistics. The engine is planned for [`batch_sizes`];
+/// `kept`: its images are on the device.
 ///
 /// # Errors
 /// Those of the dataset and the device.
-pub fn probabilities<D: Device>(engine: &mut Engine<D>, set: &Subset, batch: u32) -> Result<Vec<f64>> {
+pub fn probabilities<D: Device>(
+    engine: &mut Engine<D>,
+    set: &Subset,
+    batch: u32,
+    kept: Option<KeptSet>,
+) -> Result<Vec<f64>> {
     let classes = engine.model.program.classes();
     let mut all = Vec::with_capacity(set.len() as usize * classes);
     engine.set_step(&bytemuck::Zeroable::zeroed())?;
-    for batch in in_order(set, batch)? {
+    for batch in in_order(set, batch, kept.is_none())? {
         let batch = batch?;
         let augment = plain(batch.len(), set.split().image_shape());
-        let images = Images::Pixels {
-            bytes: &batch.images,
-            ids: &batch.ids,
-            augment,
-        };
-        engine.feed(Slot::Train, images, &batch.labels)?;
+        engine.feed(Slot::Train, images(&batch, kept, augment), &batch.labels)?;
         let logits = engine.logits()?;
         if let Some(value) = logits.iter().copied().find(|z| !z.is_finite()) {
             return Err(Error::Diverged {

@@ -1,5 +1,6 @@
 //! Phases of a step, for whoever looks at it from outside: marks in the device's work for `l2b bench`, NVTX ranges for a
-//! profiler. Where nobody looks, entering a phase costs two loads.
+//! profiler. Where nobody looks, entering a phase costs two loads. A step replayed from its recording is one piece of work and
+//! enters none.
 
 use std::ffi::CStr;
 use std::sync::Mutex;
@@ -65,6 +66,11 @@ impl<D: Device> Phases<D> {
             list.push((phase, device.mark()?));
         }
         Ok(())
+    }
+
+    /// Whether anyone wants to know.
+    pub fn is_recording(&self) -> bool {
+        self.0.lock().expect("no thread panicked at a phase").is_some()
     }
 
     /// Begins a recording; ends one and returns it.

@@ -10,12 +10,12 @@
 //! g            -> clip, SGD                          θ, momentum
 //! ```
 
+use crate::Result;
 use crate::device::{Device, Mem, Statistics, StepParams, Targets};
-use crate::engine::{Engine, InnerProduct, NormMode, Outcome, Slot, VirtualStep};
-use crate::model::read;
+use crate::engine::{Engine, InnerProduct, NormMode, Slot, VirtualStep};
 use crate::net::{Pass, Sink};
 use crate::phase::Phase;
-use crate::{Error, Result};
+use crate::recordings::Work;
 
 /// What a step minimises.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,11 +51,12 @@ impl<D: Device> Engine<D> {
     /// One step on the batches fed: updates θ, momentum and running statistics.
     pub fn step(&mut self, objective: Objective, params: &StepParams) -> Result<()> {
         self.set_step(params)?;
-        self.step_recorded(objective)
+        self.run(Work::Step(objective))
     }
 
-    /// The step's work on the device, step parameters already there.
-    fn step_recorded(&self, objective: Objective) -> Result<()> {
+    /// The step's work, call by call, step parameters already on the device: what is recorded, and what recordings are
+    /// tested against.
+    pub fn step_directly(&self, objective: Objective) -> Result<()> {
         if objective.is_meta() {
             self.meta_gradient()?;
         }
@@ -85,7 +86,7 @@ impl<D: Device> Engine<D> {
         )?;
         pass.backward(&Sink::Gradient(self.model.flat(&self.gradient)))?;
         self.enter(Phase::Optimizer)?;
-        self.update()?;
+        self.update(objective)?;
         self.phases.enter(&self.device, None)
     }
 
@@ -181,8 +182,8 @@ impl<D: Device> Engine<D> {
         Ok(())
     }
 
-    /// Clip and SGD with the gradient in [`Engine::gradient`].
-    fn update(&self) -> Result<()> {
+    /// Clip and SGD with the gradient in [`Engine::gradient`]; not where anything that [`Engine::check`] looks at is not finite.
+    fn update(&self, objective: Objective) -> Result<()> {
         let g = self.model.flat(&self.gradient);
         let norm = self.entry(Slot::Train, |e| e.gradient_norm);
         let scratch = crate::device::Region {
@@ -193,74 +194,21 @@ impl<D: Device> Engine<D> {
         };
         self.device
             .gradient_norm(norm, g, scratch.of(&self.norm_scratch))?;
-        self.device
-            .sgd(self.model.theta(), self.model.buf(), g, norm, self.step_span())
-    }
-
-    /// What the last step computed.
-    pub fn outcome(&self, objective: Objective) -> Result<Outcome> {
-        let train = |region: fn(&crate::engine::Entries) -> crate::device::Region| {
-            self.read_entry(Slot::Train, region)
-        };
-        let n = self.fed(Slot::Train);
-        let mut pseudo_labels = vec![0i32; n];
-        let pseudo = self.entry(Slot::Train, |e| e.pseudo);
-        self.device
-            .download(bytemuck::cast_slice_mut(&mut pseudo_labels), pseudo)?;
-        let mut outcome = Outcome {
-            pseudo_labels,
-            loss_real: train(|e| e.loss_real)?,
-            loss_pseudo: train(|e| e.loss_pseudo)?,
-            gradient_norm: train(|e| e.gradient_norm)?[0],
-            ..Outcome::default()
-        };
-        let (real, pseudo) = self.weights_of(objective);
-        outcome.alpha = read::<D>(&self.device, real)?;
-        outcome.beta = match pseudo {
-            Some(weights) => read::<D>(&self.device, weights)?,
-            None => vec![0.0; n],
-        };
+        let given = self.entry(Slot::Train, |e| e.loss_real);
+        let mut watched = vec![norm, given];
         if objective.is_meta() {
-            let raw = train(|e| e.raw)?;
-            outcome.alpha_raw = raw[..n].to_vec();
-            outcome.beta_raw = if objective == Objective::L2b {
-                raw[n..].to_vec()
-            } else {
-                vec![0.0; n]
-            };
-            outcome.val_loss = read::<D>(&self.device, self.meta_loss())?;
+            watched.push(self.weighed(objective, self.entry(Slot::Train, |e| e.raw)));
+            watched.push(self.meta_loss());
         }
-        Ok(outcome)
-    }
-
-    /// Error::Diverged where anything in the outcome is not finite, naming the first parameter whose gradient is not.
-    pub fn check(&self, step: u64, outcome: &Outcome) -> Result<()> {
-        let bad = |values: &[f64]| values.iter().copied().find(|v| !v.is_finite());
-        let found = [
-            ("meta loss", bad(&outcome.val_loss)),
-            ("train loss", bad(&outcome.loss_real)),
-            ("raw weight", bad(&outcome.alpha_raw).or(bad(&outcome.beta_raw))),
-            ("gradient norm", bad(&[outcome.gradient_norm])),
-        ];
-        let Some((what, value)) = found.into_iter().find_map(|(what, value)| Some((what, value?))) else {
-            return Ok(());
-        };
-        let gradients = self.model.read_flat(&self.device, &self.gradient)?;
-        let layer = self
-            .model
-            .program
-            .params
-            .iter()
-            .find(|p| bad(&gradients[&p.name].values).is_some());
-        Err(Error::Diverged {
-            step,
-            what: match layer {
-                Some(param) => format!("{what} (first gradient that is not finite: {})", param.name),
-                None => what.to_owned(),
-            },
-            value,
-            hint: "lower --lr, set --clip, or lengthen --warm-up".into(),
-        })
+        self.device.watch(self.stopped(), &watched, self.step_span())?;
+        self.device.sgd(
+            self.model.theta(),
+            self.model.buf(),
+            g,
+            norm,
+            self.stopped(),
+            self.step_span(),
+        )
     }
 
     /// Weights of the given labels, and of the pseudo-labels where the objective has any.

@@ -7,26 +7,32 @@
 //! test images  -> probabilities          -> Scores      accuracy, best and last
 //! ```
 //!
+//! The host asks for steps ahead of the device and looks at their results a few steps later, so that neither waits for the
+//! other. The images lie on the device where they fit (`train_memory.rs`); else a step's cross beside the step before it.
+//!
 //! [`Trainer`] keeps everything in memory and writes nothing; `run_folder.rs` turns its records into files.
 
-use std::collections::BTreeSet;
+use std::collections::VecDeque;
 use std::time::Instant;
 
 use crate::arch::{Architecture, ModelName};
 use crate::config::{Method, RunConfig};
-use crate::data::loader::{Batch, Loader, LoaderConfig};
+use crate::data::loader::{Batch, Loader, LoaderConfig, Step};
 use crate::data::split::Subset;
 use crate::device::{AugmentShape, Device, StepParams};
-use crate::engine::{Engine, Images, Slot, required_bytes};
+use crate::engine::{Engine, Images, Lane, Slot};
 use crate::epoch_log::{EpochLog, EpochRecord, SampleWeights};
-use crate::evaluate::{Scores, batch_sizes, plain, probabilities, set_table};
+use crate::evaluate::{Scores, images, plain, probabilities, set_table};
 use crate::model::Model;
-use crate::net::{Program, Reuse};
+use crate::net::Reuse;
 use crate::random::{META_VIEW, TRAIN_VIEW};
 use crate::step::Objective;
 use crate::task::Task;
+use crate::train_memory::{Sets, sent_images, sizes};
 use crate::weights::Description;
 use crate::{Error, Result};
+
+pub use crate::train_memory::{Memory, memory};
 
 /// How far a run is; with parameters, momentum and statistics all that a resume needs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -56,6 +62,20 @@ pub struct Trainer<D: Device> {
     /// Per train sample, of the last epoch.
     pub sample_weights: SampleWeights,
     loader: Loader,
+    sets: Sets,
+    /// Lanes not in use.
+    lanes: Vec<Lane<D>>,
+}
+
+/// Steps under way at once: the one that the device works on, the ones that it finds when it is done, and the one whose
+/// results the host looks at.
+pub(crate) const LANES: usize = 4;
+
+/// A step asked for, until its results have been looked at.
+struct Submitted<D: Device> {
+    lane: Lane<D>,
+    step: Step,
+    params: StepParams,
 }
 
 /// Network of a configuration on a task.
@@ -103,94 +123,34 @@ pub fn fit_to_task(config: &mut RunConfig, task: &Task) -> Result<()> {
     Ok(())
 }
 
-/// All batch sizes that a run needs.
-fn sizes(config: &RunConfig, task: &Task) -> Vec<usize> {
-    let mut sizes = BTreeSet::new();
-    if config.method != Method::Clean {
-        sizes.extend(batch_sizes(task.train.len(), config.batch));
-    }
-    if config.method.needs_clean() {
-        sizes.extend(config.meta_batch.map(|m| m as usize));
-    }
-    sizes.extend(batch_sizes(task.test.len(), config.eval_batch));
-    sizes.into_iter().collect()
-}
-
-/// Device memory that the run will hold.
-///
-/// # Errors
-/// `Device`, naming need, free memory and the largest batch that fits, where it is more than there is; `Config` for a
-/// batch that no device can index.
-pub fn memory<D: Device>(device: &D, config: &RunConfig, task: &Task) -> Result<usize> {
-    memory_within(device, config, task, device.free_bytes())
-}
-
-fn memory_within<D: Device>(
-    device: &D,
-    config: &RunConfig,
-    task: &Task,
-    free: Option<usize>,
-) -> Result<usize> {
-    let program = architecture(config, task).program()?;
-    let bytes = needed(device, &program, &sizes(config, task))?;
-    let Some(free) = free.filter(|&free| free < bytes) else {
-        return Ok(bytes);
-    };
-    // Weights normalise over the batch, so a batch cannot be cut in pieces: it fits, or the run is another one.
-    let fits = |batch: u32| {
-        let smaller = RunConfig {
-            batch,
-            meta_batch: config.meta_batch.map(|m| m.min(batch)),
-            eval_batch: config.eval_batch.min(batch),
-            ..config.clone()
-        };
-        needed(device, &program, &sizes(&smaller, task)).is_ok_and(|bytes| bytes <= free)
-    };
-    let (mut most, mut over) = (
-        0,
-        config
-            .batch
-            .max(config.eval_batch)
-            .max(config.meta_batch.unwrap_or(0)),
-    );
-    while over - most > 1 {
-        let middle = most + (over - most) / 2;
-        if fits(middle) {
-            most = middle
-        } else {
-            over = middle
-        }
-    }
-    let hint = match most {
-        0 => "this network does not fit at any batch size: choose a smaller one".to_owned(),
-        _ => format!("the largest batch that fits is {most} (--batch, --meta-batch and --eval-batch)"),
-    };
-    let detail = format!("{bytes} bytes needed, {free} free");
-    Err(Error::device(
-        format!("memory of {}", device.name()),
-        detail,
-        hint,
-    ))
-}
-
-fn needed<D: Device>(device: &D, program: &Program, sizes: &[usize]) -> Result<usize> {
-    sizes.iter().try_for_each(|&size| program.check_batch(size))?;
-    required_bytes(device, program, sizes, Reuse::ByLifetime)
-}
-
 impl<D: Device> Trainer<D> {
     /// A run at its start. The configuration is resolved and fits the task.
     ///
     /// # Errors
-    /// As [`memory`], [`Model::new`] and [`Loader::start`].
+    /// As [`memory`] and [`Trainer::with`].
     pub fn new(device: D, config: RunConfig, task: Task) -> Result<Self> {
-        memory(&device, &config, &task)?;
+        let keep = memory(&device, &config, &task)?.keep;
+        Self::with(device, config, task, keep)
+    }
+
+    /// The same with the images kept on the device or not, which changes no bit of the results.
+    ///
+    /// # Errors
+    /// As [`Model::new`] and [`Loader::start`], those of the dataset.
+    pub fn with(device: D, config: RunConfig, task: Task, keep: bool) -> Result<Self> {
         let program = architecture(&config, &task).program()?;
         let model = Model::new(&device, program, config.init, config.seed)?;
         let sizes = sizes(&config, &task);
-        let engine = Engine::new(device, model, config.engine_options(), &sizes, Reuse::ByLifetime)?;
+        let mut engine = Engine::new(device, model, config.engine_options(), &sizes, Reuse::ByLifetime)?;
         set_table(&engine, &task.manifest)?;
-        let loader = loader(&config, &task, 0)?;
+        let sets = if keep {
+            Sets::keep(&mut engine, &config, &task)?
+        } else {
+            Sets::default()
+        };
+        let images = if keep { 0 } else { sent_images(&config, &task) };
+        let lanes = (0..LANES).map(|_| engine.lane(images)).collect::<Result<_>>()?;
+        let loader = loader(&config, &task, 0, keep)?;
         Ok(Trainer {
             sample_weights: SampleWeights::new(&task),
             state: State::default(),
@@ -198,6 +158,8 @@ impl<D: Device> Trainer<D> {
             task,
             engine,
             loader,
+            sets,
+            lanes,
         })
     }
 
@@ -206,7 +168,7 @@ impl<D: Device> Trainer<D> {
     /// # Errors
     /// As [`Loader::start`].
     pub fn continue_from(&mut self, state: State) -> Result<()> {
-        self.loader = loader(&self.config, &self.task, state.step)?;
+        self.loader = loader(&self.config, &self.task, state.step, self.sets.train.is_some())?;
         self.state = state;
         Ok(())
     }
@@ -255,31 +217,19 @@ impl<D: Device> Trainer<D> {
             self.config.method.objective()
         };
         let mut log = EpochLog::new(objective);
-        for _ in 0..self.loader.steps_per_epoch() {
-            let Some(step) = self.loader.next_step()? else {
-                return Err(Error::Internal(format!("no steps left in epoch {epoch}")));
+        let steps = self.loader.steps_per_epoch();
+        let mut under_way = VecDeque::new();
+        for ahead in 0..steps {
+            let lane = match self.lanes.pop() {
+                Some(lane) => lane,
+                None => self.settle(&mut under_way, objective, &mut log, &mut progress)?,
             };
-            // Training on the clean images alone is training on what the others get as meta batch.
-            let (train, meta) = match (self.config.method, &step.meta) {
-                (Method::Clean, Some(clean)) => (clean, None),
-                (_, meta) => (&step.train, meta.as_ref()),
-            };
-            let view = if self.config.method == Method::Clean {
-                META_VIEW
-            } else {
-                TRAIN_VIEW
-            };
-            self.feed(Slot::Train, train, view)?;
-            if let Some(meta) = meta.filter(|_| objective.is_meta()) {
-                self.feed(Slot::Meta, meta, META_VIEW)?;
-            }
-            self.engine.step(objective, &self.step_params())?;
-            let outcome = self.engine.outcome(objective)?;
-            self.state.step += 1;
-            self.engine.check(u64::from(self.state.step), &outcome)?;
-            log.add(&self.task, train, &outcome, &mut self.sample_weights);
-            progress(train.len());
-            self.loader.recycle(step);
+            let number = epoch * steps + ahead;
+            under_way.push_back(self.submit(lane, objective, number)?);
+        }
+        while !under_way.is_empty() {
+            let lane = self.settle(&mut under_way, objective, &mut log, &mut progress)?;
+            self.lanes.push(lane);
         }
         let train_seconds = start.elapsed().as_secs_f64();
         let scores = self.evaluate()?;
@@ -296,29 +246,78 @@ impl<D: Device> Trainer<D> {
         Ok(log.finish(state, self.config.lr_at(epoch), &scores, train_seconds, seconds))
     }
 
+    /// Asks for the loader's next step.
+    fn submit(&mut self, mut lane: Lane<D>, objective: Objective, number: u32) -> Result<Submitted<D>> {
+        let Some(step) = self.loader.next_step()? else {
+            return Err(Error::Internal(format!("no step {number}")));
+        };
+        let params = self.step_params(number);
+        let (train, meta) = self.batches(&step, objective);
+        let train = (train.0, &train.1.labels[..]);
+        let meta = meta.map(|(images, batch)| (images, &batch.labels[..]));
+        self.engine.submit(&mut lane, objective, &params, train, meta)?;
+        Ok(Submitted { lane, step, params })
+    }
+
+    /// Looks at the oldest step under way, and gives its lane back.
+    fn settle(
+        &mut self,
+        under_way: &mut VecDeque<Submitted<D>>,
+        objective: Objective,
+        log: &mut EpochLog,
+        progress: &mut impl FnMut(usize),
+    ) -> Result<Lane<D>> {
+        let oldest = under_way.pop_front();
+        let Submitted {
+            mut lane,
+            step,
+            params,
+        } = oldest.ok_or_else(|| Error::Internal("no lane and no step in one".into()))?;
+        let outcome = self.engine.collect(&mut lane)?;
+        self.state.step += 1;
+        if outcome.not_finite().is_some() {
+            // The gradient is a later step's by now. Parameters are still those of this one.
+            let (train, meta) = self.batches(&step, objective);
+            self.engine.feed(Slot::Train, train.0, &train.1.labels)?;
+            if let Some((images, batch)) = meta {
+                self.engine.feed(Slot::Meta, images, &batch.labels)?;
+            }
+            self.engine.step(objective, &params)?;
+        }
+        self.engine.check(u64::from(self.state.step), &outcome)?;
+        let train = self.trained_on(&step);
+        log.add(&self.task, train, &outcome, &mut self.sample_weights);
+        progress(train.len());
+        self.loader.recycle(step);
+        Ok(lane)
+    }
+
     /// Scores on the test split, with the running statistics.
     ///
     /// # Errors
     /// Those of the dataset and the device; `Diverged` for logits that are not finite.
     pub fn evaluate(&mut self) -> Result<Scores> {
-        let p =
-            probabilities(&mut self.engine, &self.task.test, self.config.eval_batch).map_err(|error| {
-                match error {
-                    Error::Diverged {
-                        what, value, hint, ..
-                    } => Error::Diverged {
-                        step: u64::from(self.state.step),
-                        what,
-                        value,
-                        hint,
-                    },
-                    other => other,
-                }
-            })?;
+        let p = probabilities(
+            &mut self.engine,
+            &self.task.test,
+            self.config.eval_batch,
+            self.sets.test,
+        );
+        let p = p.map_err(|error| match error {
+            Error::Diverged {
+                what, value, hint, ..
+            } => Error::Diverged {
+                step: u64::from(self.state.step),
+                what,
+                value,
+                hint,
+            },
+            other => other,
+        })?;
         Ok(Scores::new(&p, &labels(&self.task.test), self.task.classes()))
     }
 
-    fn step_params(&self) -> StepParams {
+    fn step_params(&self, number: u32) -> StepParams {
         let lr = self.config.lr_at(self.state.epoch);
         StepParams {
             lr,
@@ -329,33 +328,53 @@ impl<D: Device> Trainer<D> {
             weight_decay: self.config.weight_decay,
             clip: self.config.clip,
             seed: self.config.seed,
-            step: self.state.step,
+            step: number,
             reserved: 0,
         }
     }
 
-    fn feed(&mut self, slot: Slot, batch: &Batch, view: u16) -> Result<()> {
-        let augment = AugmentShape {
-            pad: self.config.pad as i32,
-            flip: i32::from(self.config.flip),
-            view: i32::from(view),
-            ..plain(batch.len(), self.task.train.split().image_shape())
+    /// The batch of a step that is trained on: for the clean images alone what the other methods get as meta batch.
+    fn trained_on<'a>(&self, step: &'a Step) -> &'a Batch {
+        match (self.config.method, &step.meta) {
+            (Method::Clean, Some(clean)) => clean,
+            _ => &step.train,
+        }
+    }
+
+    /// Batches of a step, with their images.
+    fn batches<'a>(&self, step: &'a Step, objective: Objective) -> (Taken<'a>, Option<Taken<'a>>) {
+        let taken = |batch: &'a Batch, set, view| {
+            let augment = AugmentShape {
+                pad: self.config.pad as i32,
+                flip: i32::from(self.config.flip),
+                view: i32::from(view),
+                ..plain(batch.len(), self.task.train.split().image_shape())
+            };
+            (images(batch, set, augment), batch)
         };
-        let images = Images::Pixels {
-            bytes: &batch.images,
-            ids: &batch.ids,
-            augment,
-        };
-        self.engine.feed(slot, images, &batch.labels)
+        let train = self.trained_on(step);
+        match self.config.method {
+            Method::Clean => (taken(train, self.sets.meta, META_VIEW), None),
+            _ => {
+                let meta = step.meta.as_ref().filter(|_| objective.is_meta());
+                (
+                    taken(train, self.sets.train, TRAIN_VIEW),
+                    meta.map(|meta| taken(meta, self.sets.meta, META_VIEW)),
+                )
+            }
+        }
     }
 }
+
+/// A batch and where its images are.
+type Taken<'a> = (Images<'a>, &'a Batch);
 
 /// Labels of a set, in its order.
 pub fn labels(set: &Subset) -> Vec<i32> {
     set.ids().iter().map(|&id| set.label(id)).collect()
 }
 
-fn loader(config: &RunConfig, task: &Task, from: u32) -> Result<Loader> {
+fn loader(config: &RunConfig, task: &Task, from: u32, kept: bool) -> Result<Loader> {
     let meta_from = if !config.method.needs_clean() {
         config.epochs
     } else {
@@ -367,55 +386,7 @@ fn loader(config: &RunConfig, task: &Task, from: u32) -> Result<Loader> {
         meta_batch: config.meta_batch.unwrap_or(0),
         meta_from,
         epochs: config.epochs,
+        images: !kept,
     };
     Loader::start(task.train.clone(), task.meta.clone(), sizes, from)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::device::cpu::Cpu;
-    use crate::run_folder::prepare;
-
-    #[test]
-    fn a_batch_that_does_not_fit_names_the_largest_that_does() {
-        let device = Cpu::<f32>::new(Some(1)).unwrap();
-        let with_batch = |batch| {
-            let mut config = RunConfig {
-                batch,
-                eval_batch: 16,
-                ..RunConfig::default()
-            }
-            .resolve()
-            .unwrap();
-            let task = prepare(&mut config).unwrap();
-            (config, task)
-        };
-        let need = |batch| {
-            let (config, task) = with_batch(batch);
-            memory_within(&device, &config, &task, None).unwrap()
-        };
-        let (config, task) = with_batch(300);
-        let largest = |free| {
-            let error = memory_within(&device, &config, &task, Some(free)).unwrap_err();
-            assert_eq!(error.exit_code(), 4);
-            error.to_string()
-        };
-        assert_eq!(
-            memory_within(&device, &config, &task, Some(need(300))).unwrap(),
-            need(300)
-        );
-        let message = largest(need(299));
-        assert!(
-            message.contains(&format!("{} bytes needed, {} free", need(300), need(299))),
-            "{message}"
-        );
-        assert!(message.contains("that fits is 299 "), "{message}");
-        assert!(largest(need(64)).contains("that fits is 64 "));
-        assert!(largest(1000).contains("does not fit at any batch size"));
-        // The estimate is what the engine then holds.
-        let need = need(300);
-        let trainer = Trainer::new(device, config.clone(), Task::open(&config).unwrap()).unwrap();
-        assert_eq!(trainer.engine.bytes(), need);
-    }
 }

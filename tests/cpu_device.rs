@@ -2,7 +2,9 @@
 
 mod common;
 
+use common::loss::watching;
 use common::ops::{KINDS, Setup};
+use common::transfer;
 use common::{Random, fetch, fetch_raw, reading, room, writing};
 use l2b::device::cpu::Cpu;
 use l2b::device::{
@@ -149,6 +151,16 @@ fn weights() {
 }
 
 #[test]
+fn watching_and_transfers() {
+    both!(setup => {
+        watching(setup.device);
+        let (arrived, sent) = transfer::pipeline(setup.device);
+        assert_eq!(arrived, sent);
+        transfer::refusals(setup.device);
+    });
+}
+
+#[test]
 fn optimizer() {
     both!(setup => for len in [1, 7, 16383, 16384, 16385, 100_000] {
         setup.optimizer(len);
@@ -159,7 +171,9 @@ fn optimizer() {
 fn augmentation() {
     both!(setup => for (n, h, w, c) in [(1, 1, 1, 1), (5, 5, 7, 3), (33, 8, 8, 1)] {
         for (pad, flip, view) in [(0, 0, 0), (2, 0, 1), (0, 1, 256), (4, 1, 65535)] {
-            setup.augment(AugmentShape { n, h, w, c, pad, flip, view });
+            for gather in [0, 1] {
+                setup.augment(AugmentShape { n, h, w, c, pad, flip, view, gather });
+            }
         }
     });
 }

@@ -17,3 +17,5 @@ mod networks;
 mod operations;
 #[path = "gpu/promises.rs"]
 mod promises;
+#[path = "gpu/runs.rs"]
+mod runs;

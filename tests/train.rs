@@ -1,14 +1,14 @@
 //! Runs in memory: what the weights of a trained network look like, and what a run on clean images leaves alone.
 
-use std::path::Path;
+mod common;
 
 use l2b::config::{Method, RunConfig};
-use l2b::data::manifest::Manifest;
-use l2b::data::writer::{DatasetWriter, Samples};
 use l2b::device::cpu::Cpu;
 use l2b::run_folder::prepare;
 use l2b::tensor_file::TensorFile;
 use l2b::train::Trainer;
+
+use common::run;
 
 fn train(config: RunConfig) -> Trainer<Cpu<f32>> {
     let mut config = config.resolve().unwrap();
@@ -51,39 +51,24 @@ fn p13_corrupted_samples_trust_a_right_pseudo_label() {
     assert!(beta > 1.3 * alpha, "α {alpha}, β {beta}");
 }
 
-/// A dataset whose clean split is larger than train: its sample ids are no ids of train.
-fn with_clean_split(folder: &Path) {
-    let manifest = Manifest {
-        name: "three splits".into(),
-        classes: vec!["dark".into(), "bright".into()],
-        channels: 1,
-        height: 4,
-        width: 4,
-        mean: vec![],
-        std: vec![],
-        splits: Default::default(),
-    };
-    let mut writer = DatasetWriter::create(folder, manifest).unwrap();
-    for (split, count) in [("train", 12), ("test", 6), ("trusted", 30)] {
-        let labels: Vec<i32> = (0..count).map(|i| i % 2).collect();
-        let images: Vec<u8> = (0..count * 16)
-            .map(|i| (i / 16 % 2 * 150 + i % 97) as u8)
-            .collect();
-        let samples = Samples {
-            images: &images,
-            labels: &labels,
-            ..Samples::default()
-        };
-        writer.write_shard(split, samples).unwrap();
-    }
-    writer.finish(vec![0.5], vec![0.25]).unwrap();
+/// Images on the device or sent with each step, results looked at steps later: the bits of one call at a time.
+#[test]
+fn all_ways_of_feeding_a_run_agree() {
+    // The CPU records nothing.
+    run::all_ways_agree(|| Cpu::<f32>::new(Some(1)).unwrap(), 0);
 }
 
+#[test]
+fn divergence_is_named_and_undone() {
+    run::divergence_is_named_and_undone(|| Cpu::<f32>::new(Some(1)).unwrap());
+}
+
+/// The clean split is larger than train: its sample ids are no ids of train.
 #[test]
 fn training_on_a_clean_split_touches_no_train_sample() {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("set");
-    with_clean_split(&data);
+    run::dataset(&data);
     let mut trainer = train(RunConfig {
         data,
         method: Method::Clean,
@@ -97,8 +82,8 @@ fn training_on_a_clean_split_touches_no_train_sample() {
     });
     assert_eq!(trainer.task.meta.len(), 30);
     let file = trainer.sample_weights.encode();
-    assert_eq!(integers(&file, "id").len(), 12);
-    assert_eq!(integers(&file, "pseudo_label"), [-1; 12]);
+    assert_eq!(integers(&file, "id").len(), 11);
+    assert_eq!(integers(&file, "pseudo_label"), [-1; 11]);
     // What is trained on is clean: both accuracies are the same.
     trainer.config.epochs += 1;
     trainer.continue_from(trainer.state).unwrap();

@@ -121,6 +121,7 @@ const Environment& environment() {
 
 thread_local std::optional<OrderOption> thread_order;
 thread_local std::optional<PlannedFailure> thread_failure;
+thread_local bool thread_event_waits = true;
 
 }  // namespace
 
@@ -146,6 +147,9 @@ bool set_failure(const char* spec) {
   if (parsed) thread_failure = parsed;
   return parsed.has_value();
 }
+
+bool event_waits() { return thread_event_waits; }
+void set_event_waits(bool kept) { thread_event_waits = kept; }
 
 size_t memory_size() { return environment().memory; }
 int capability_major() { return environment().capability.major; }

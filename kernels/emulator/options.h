@@ -30,6 +30,10 @@ bool set_order(const char* spec);
 int planned_failure(const char* function);
 bool set_failure(const char* spec);
 
+// Whether the calling thread's cuStreamWaitEvent does anything: a test of events takes them away and must then fail.
+bool event_waits();
+void set_event_waits(bool kept);
+
 size_t memory_size();              // L2B_EMULATOR_MEMORY, bytes or with K, M, G; default 8G
 int capability_major();            // L2B_EMULATOR_CC, default 9.0
 int capability_minor();

@@ -225,7 +225,7 @@ Outcome wait_event(const StreamRef& stream, const Event& event) {
   if (stream->capture != nullptr) {
     return {capture_isolation, "a capturing stream waits for an event that was recorded outside of its capture"};
   }
-  if (!has_run(event.point)) driver_state().pending_waits[stream.get()].push_back(event.point);
+  if (event_waits() && !has_run(event.point)) driver_state().pending_waits[stream.get()].push_back(event.point);
   return {};
 }
 

@@ -209,6 +209,7 @@ impl Shape {
                 pad: n(4),
                 flip: 1,
                 view: 0,
+                gather: 0,
             }),
             Kind::Length => Shape::Length(numbers[0] as usize),
         };

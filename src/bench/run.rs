@@ -15,7 +15,8 @@ use crate::arch::Architecture;
 use crate::budget::MetaDepth;
 use crate::device::choice::DeviceChoice;
 use crate::device::{ALIGN, Device, Region};
-use crate::engine::{feed_layout, required_bytes};
+use crate::engine::required_bytes;
+use crate::inputs::InputLayout;
 use crate::net::{Plan, Program, Reuse};
 use crate::phase::Phase;
 use crate::step::Objective;
@@ -370,7 +371,7 @@ fn planned_memory<D: Device>(
         .unwrap_or(0);
     let alone = required_bytes(device, program, &[n], reuse)?;
     let (_, flat) = program.param_layout(real);
-    let (_, meta_feed) = feed_layout(program, n, act);
+    let meta_feed = InputLayout::new(program, n, act).slot_bytes();
     let plain = alone - (plan.bytes - without_tangents) - 2 * flat - meta_feed;
     let meta = required_bytes(device, program, &if n == m { vec![n] } else { vec![n, m] }, reuse)?;
     Ok(OBJECTIVES

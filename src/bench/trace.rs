@@ -1,6 +1,7 @@
 //! A device that computes nothing and writes down what it is asked for: a step run on it is the list of a network's
 //! operations, with their shapes and forms, by phase.
 
+use std::convert::Infallible;
 use std::sync::Mutex;
 
 use super::case::{Case, Form, Operation, Shape};
@@ -135,6 +136,9 @@ impl Device for Tracer {
     type Algorithm = bool;
     /// Operations asked for before it.
     type Mark = usize;
+    type Recording = Infallible;
+    type Outgoing = ();
+    type Incoming = ();
 
     fn name(&self) -> String {
         "trace".into()
@@ -163,6 +167,39 @@ impl Device for Tracer {
 
     fn synchronize(&self) -> Result<()> {
         Ok(())
+    }
+
+    fn record(&self, _work: impl FnOnce() -> Result<()>) -> Result<Option<Infallible>> {
+        Ok(None)
+    }
+
+    fn replay(&self, recording: &mut Infallible) -> Result<()> {
+        match *recording {}
+    }
+
+    fn outgoing(&self, _bytes: usize) -> Result<()> {
+        Ok(())
+    }
+
+    fn send(
+        &self,
+        _room: &mut (),
+        _pieces: &[Mem<Self>],
+        _fill: impl FnOnce(&mut [u8]) -> Result<()>,
+    ) -> Result<()> {
+        Ok(())
+    }
+
+    fn incoming(&self, _bytes: usize) -> Result<()> {
+        Ok(())
+    }
+
+    fn fetch(&self, _room: &mut (), _pieces: &[Mem<Self>]) -> Result<()> {
+        Ok(())
+    }
+
+    fn fetched<'a>(&self, _room: &'a mut ()) -> Result<&'a [u8]> {
+        Ok(&[])
     }
 
     fn prepare(&self, node: &Geometry) -> Result<Prepared<bool>> {
@@ -406,12 +443,18 @@ impl Device for Tracer {
         self.vector(Operation::GradientNorm, g)
     }
 
+    /// Too little to be listed.
+    fn watch(&self, _stopped: Mem<Self>, _values: &[Mem<Self>], _step: Mem<Self>) -> Result<()> {
+        Ok(())
+    }
+
     fn sgd(
         &self,
         theta: Mem<Self>,
         _buf: Mem<Self>,
         _g: Mem<Self>,
         _norm: Mem<Self>,
+        _stopped: Mem<Self>,
         _step: Mem<Self>,
     ) -> Result<()> {
         self.vector(Operation::Sgd, theta)
@@ -461,6 +504,7 @@ mod tests {
             pad: 4,
             flip: 1,
             view: 0,
+            gather: 0,
         };
         operations(
             &preact(64, vec![2; 4], [32, 32], 3, 10),

@@ -83,8 +83,8 @@ impl<D: Device> Workload<D> {
             ..EngineOptions::default()
         };
         let mut engine = Engine::new(device, model, options, &[n, m], Reuse::ByLifetime)?;
-        let table: Vec<D::Act> = (0..architecture.in_channels * 256)
-            .map(|i| D::Act::from_f64(((i % 256) as f64 - 127.5) / 64.0))
+        let table: Vec<D::Real> = (0..architecture.in_channels * 256)
+            .map(|i| D::Real::from_f64(((i % 256) as f64 - 127.5) / 64.0))
             .collect();
         engine.set_table(&table)?;
         let mut stream = Stream::new(1, Purpose::Init).view(1);
@@ -195,6 +195,7 @@ pub fn batches(data: &Path, (n, m): (usize, usize), steps: u32) -> Result<(Loade
         meta_batch: size(m),
         meta_from: 0,
         epochs: steps.div_ceil(per_epoch) + 1,
+        images: true,
     };
     let image = set.split().image_shape().iter().product();
     Ok((Loader::start(set.clone(), set, config, 0)?, image))

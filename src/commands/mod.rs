@@ -156,6 +156,6 @@ impl Visitor for Predict<'_> {
             .try_for_each(|&size| model.program.check_batch(size))?;
         let mut engine = Engine::new(device, model, EngineOptions::default(), &sizes, Reuse::ByLifetime)?;
         set_table(&engine, self.manifest)?;
-        probabilities(&mut engine, self.set, self.args.eval_batch)
+        probabilities(&mut engine, self.set, self.args.eval_batch, None)
     }
 }

@@ -16,7 +16,7 @@ use crate::epoch_log::EpochRecord;
 use crate::recipe::ConfigArgs;
 use crate::run_folder::{RunFolder, Summary, check_free, default_path, prepare};
 use crate::task::Task;
-use crate::train::{Trainer, architecture, memory};
+use crate::train::{Memory, Trainer, architecture, memory};
 use crate::{Error, Result};
 
 /// Train a network; without options: the bundled digits, 40 % noise, L2B
@@ -98,9 +98,9 @@ impl<W: Write> Visitor for Run<'_, W> {
             folder,
             out,
         } = self;
-        let bytes = memory(&device, &config, &task)?;
-        print(out, &head(&device, &config, &task, bytes)?)?;
-        let mut trainer = Trainer::new(device, config, task)?;
+        let memory = memory(&device, &config, &task)?;
+        print(out, &head(&device, &config, &task, memory)?)?;
+        let mut trainer = Trainer::with(device, config, task, memory.keep)?;
         let folder = match folder {
             Some(folder) => {
                 folder.resume(&mut trainer)?;
@@ -172,7 +172,7 @@ fn progress_bar<D: Device>(trainer: &Trainer<D>) -> ProgressBar {
     bar
 }
 
-fn head<D: Device>(device: &D, config: &RunConfig, task: &Task, bytes: usize) -> Result<String> {
+fn head<D: Device>(device: &D, config: &RunConfig, task: &Task, memory: Memory) -> Result<String> {
     let program = architecture(config, task).program()?;
     let budget = if config.method.objective().is_meta() {
         let m = config.meta_batch.unwrap_or(config.batch);
@@ -198,7 +198,7 @@ fn head<D: Device>(device: &D, config: &RunConfig, task: &Task, bytes: usize) ->
     };
     Ok(format!(
         "data    {}: {} train, {} clean, {} test images\nlabels  {}\nnetwork width {}, blocks {:?}, {} parameters\n\
-         {budget}device  {}, {}, {:.1} MB\n",
+         {budget}device  {}, {}, {:.1} MB{}\n",
         task.manifest.name,
         task.train.len(),
         task.meta.len(),
@@ -213,7 +213,12 @@ fn head<D: Device>(device: &D, config: &RunConfig, task: &Task, bytes: usize) ->
         program.parameter_count(),
         device.name(),
         config.precision.name(),
-        bytes as f64 / 1e6,
+        memory.bytes as f64 / 1e6,
+        if memory.keep {
+            ", all images among them"
+        } else {
+            ""
+        },
     ))
 }
 

@@ -13,7 +13,7 @@ use std::thread::JoinHandle;
 /// Samples of one step, as stored: not yet augmented.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Batch {
-    /// `[n,H,W,C]`
+    /// `[n,H,W,C]`, or nothing where nobody wants them
     pub images: Vec<u8>,
     /// `[n]`, in [0, classes)
     pub labels: Vec<i32>,
@@ -32,16 +32,19 @@ impl Batch {
         self.ids.is_empty()
     }
 
-    /// Replaces the content by samples of a subset, in the order given; memory is kept.
+    /// Replaces the content by samples of a subset, in the order given, with their images or without; memory is kept.
     ///
     /// # Errors
     /// `Data` naming the shard, `Io`.
-    pub fn fill(&mut self, subset: &Subset, ids: &[u32]) -> Result<()> {
+    pub fn fill(&mut self, subset: &Subset, ids: &[u32], images: bool) -> Result<()> {
         let image: usize = subset.split().image_shape().iter().product();
         self.ids.clear();
         self.ids.extend_from_slice(ids);
         self.labels.clear();
         self.labels.extend(ids.iter().map(|&id| subset.label(id)));
+        if !images {
+            return Ok(());
+        }
         self.images.resize(ids.len() * image, 0);
         subset.split().read_images(ids, &mut self.images)
     }
@@ -71,6 +74,8 @@ pub struct LoaderConfig {
     /// First epoch that gets clean images: the length of the warm-up, or `epochs` for methods that use none.
     pub meta_from: u32,
     pub epochs: u32,
+    /// Whether batches hold images: not where the device has them all.
+    pub images: bool,
 }
 
 /// Order of the train samples in an epoch: their ids, shuffled. A pure function of (seed, epoch, ids).
@@ -196,12 +201,12 @@ fn produce(
         ready.step = step;
         let start = within as usize * config.batch as usize;
         let end = order.len().min(start + config.batch as usize);
-        let mut result = ready.train.fill(train, &order[start..end]);
+        let mut result = ready.train.fill(train, &order[start..end], config.images);
         if epoch < config.meta_from {
             ready.meta = None;
         } else if result.is_ok() {
             let ids = meta_draw(config.seed, step, meta.ids(), config.meta_batch);
-            result = ready.meta.get_or_insert_default().fill(meta, &ids);
+            result = ready.meta.get_or_insert_default().fill(meta, &ids, config.images);
         }
         let failed = result.is_err();
         if send.send(result.map(|()| ready)).is_err() || failed {
@@ -210,17 +215,21 @@ fn produce(
     }
 }
 
-/// Batches of a whole subset in its own order, for evaluation.
+/// Batches of a whole subset in its own order, for evaluation, with their images or without.
 ///
 /// # Errors
 /// `Config` for a batch of no images; each item `Data` naming the shard, or `Io`.
-pub fn in_order(subset: &Subset, batch: u32) -> Result<impl Iterator<Item = Result<Batch>> + '_> {
+pub fn in_order(
+    subset: &Subset,
+    batch: u32,
+    images: bool,
+) -> Result<impl Iterator<Item = Result<Batch>> + '_> {
     if batch == 0 {
         return Err(Error::config("batch", "at least 1", "0", ""));
     }
-    Ok(subset.ids().chunks(batch as usize).map(|ids| {
+    Ok(subset.ids().chunks(batch as usize).map(move |ids| {
         let mut batch = Batch::default();
-        batch.fill(subset, ids).map(|()| batch)
+        batch.fill(subset, ids, images).map(|()| batch)
     }))
 }
 

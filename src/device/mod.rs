@@ -25,6 +25,9 @@ pub use shape::{AugmentShape, ConvShape, LossShape, PoolShape, Rows, StepParams}
 
 use crate::Result;
 
+/// Most operands of one [`Device::watch`].
+pub const WATCHED: usize = 4;
+
 /// Whether a result replaces what is there or is added to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Write {
@@ -200,6 +203,12 @@ pub trait Device: Sized + Send + Sync + 'static {
     type Algorithm: Copy + std::fmt::Debug + Send + Sync;
     /// A point in the device's work.
     type Mark: Send;
+    /// Operations to be asked for in one call, see [`Device::record`].
+    type Recording: Send;
+    /// What crosses to the device while both sides work, see [`Device::send`].
+    type Outgoing: Send;
+    /// What crosses to the host while both sides work, see [`Device::fetch`].
+    type Incoming: Send;
 
     /// What `l2b devices` calls it, e.g. "cpu" or "cuda:0 (NVIDIA H200)".
     fn name(&self) -> String;
@@ -222,6 +231,31 @@ pub trait Device: Sized + Send + Sync + 'static {
     fn fill(&self, dst: Mem<Self>, value: u8) -> Result<()>;
     /// Waits for all work asked for so far and reports its errors.
     fn synchronize(&self) -> Result<()>;
+
+    // ---- work and transfers that nobody waits for
+
+    /// Records the operations that `work` asks for, without running them; None, and `work` is not called, on a device that
+    /// gains nothing by it. `work` allocates, uploads, downloads and waits for nothing; no other thread uses the device
+    /// meanwhile. The recording keeps every arena alive that the device has now.
+    fn record(&self, work: impl FnOnce() -> Result<()>) -> Result<Option<Self::Recording>>;
+    /// Asks for the recorded operations once more, on what their operands hold by then.
+    fn replay(&self, recording: &mut Self::Recording) -> Result<()>;
+    /// Room for `bytes` bytes on their way to the device; takes as much of the device's memory again.
+    fn outgoing(&self, bytes: usize) -> Result<Self::Outgoing>;
+    /// The pieces, one behind the other, ← what `fill` writes. The bytes cross beside the work asked for before and arrive
+    /// in the pieces after it, before the work asked for next. Waits only until this room's last content has crossed.
+    fn send(
+        &self,
+        room: &mut Self::Outgoing,
+        pieces: &[Mem<Self>],
+        fill: impl FnOnce(&mut [u8]) -> Result<()>,
+    ) -> Result<()>;
+    /// Room for `bytes` bytes on their way to the host.
+    fn incoming(&self, bytes: usize) -> Result<Self::Incoming>;
+    /// room ← the pieces, one behind the other, as the work asked for so far leaves them. Does not wait.
+    fn fetch(&self, room: &mut Self::Incoming, pieces: &[Mem<Self>]) -> Result<()>;
+    /// What the last [`Device::fetch`] into this room brings; waits for that and no longer.
+    fn fetched<'a>(&self, room: &'a mut Self::Incoming) -> Result<&'a [u8]>;
 
     // ---- planning
 
@@ -418,19 +452,26 @@ pub trait Device: Sized + Send + Sync + 'static {
     fn lookahead(&self, out: Mem<Self>, theta: Mem<Self>, buf: Mem<Self>, step: Mem<Self>) -> Result<()>;
     /// norm `[1]` ← √Σg², in fixed order.
     fn gradient_norm(&self, norm: Mem<Self>, g: Mem<Self>, scratch: Mem<Self>) -> Result<()>;
-    /// d = min(1, clip/(norm + 1e-6))·g + wd·θ; buf ← μ·buf + d; θ ← θ − lr·buf. No clipping where clip is 0.
+    /// stopped (u32 `[1]`) ← 1 + the step's number, where it is 0 and any of the values (`Real`, at most [`WATCHED`] operands)
+    /// is not finite.
+    fn watch(&self, stopped: Mem<Self>, values: &[Mem<Self>], step: Mem<Self>) -> Result<()>;
+    /// d = min(1, clip/(norm + 1e-6))·g + wd·θ; buf ← μ·buf + d; θ ← θ − lr·buf. No clipping where clip is 0. Nothing changes
+    /// where `stopped` is not 0.
+    #[allow(clippy::too_many_arguments)]
     fn sgd(
         &self,
         theta: Mem<Self>,
         buf: Mem<Self>,
         g: Mem<Self>,
         norm: Mem<Self>,
+        stopped: Mem<Self>,
         step: Mem<Self>,
     ) -> Result<()>;
 
     // ---- input
 
-    /// out `Act` `[N,H,W,C]` ← `table[c][pixel]` of the cropped, mirrored u8 images; ids: u32 `[N]` sample ids, table: `Act` `[C][256]`.
+    /// out `Act` `[N,H,W,C]` ← `table[c][pixel]` of the cropped, mirrored u8 images; ids: u32 `[N]` sample ids, table: `Real`
+    /// `[C][256]`. Sample n is image n of the images, or where the shape says gather image `ids[n]` of a whole set.
     fn augment(
         &self,
         shape: AugmentShape,

@@ -144,6 +144,8 @@ pub struct AugmentShape {
     pub flip: i32,
     /// Part of the key of every draw, so that two uses of one sample in one step differ.
     pub view: i32,
+    /// 1: the images are a whole set, and sample n is the one at its id; 0: they are the batch's own.
+    pub gather: i32,
 }
 
 /// What changes from step to step, in device memory, so that a step can be recorded once and replayed. f64 on every

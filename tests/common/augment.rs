@@ -11,9 +11,11 @@ impl<D: Device> Setup<'_, D> {
         let device = self.device;
         let random = &mut Random::new(91);
         let [n, h, w, c, pad] = [shape.n, shape.h, shape.w, shape.c, shape.pad].map(|v| v as usize);
-        let images: Vec<u8> = (0..n * h * w * c).map(|_| random.below(256) as u8).collect();
-        let ids: Vec<u32> = (0..n).map(|_| random.below(100_000) as u32).collect();
-        let table = rounded::<D::Act>(random.values(c * 256));
+        let set = if shape.gather == 1 { 2 * n + 3 } else { n };
+        let images: Vec<u8> = (0..set * h * w * c).map(|_| random.below(256) as u8).collect();
+        let ids = (0..n).map(|_| random.below(if shape.gather == 1 { set } else { 100_000 }) as u32);
+        let ids: Vec<u32> = ids.collect();
+        let table = rounded::<D::Act>(rounded::<D::Real>(random.values(c * 256)));
         let step = StepParams {
             lr: 0.0,
             lambda: 0.0,
@@ -25,9 +27,9 @@ impl<D: Device> Setup<'_, D> {
             step: 17,
             reserved: 0,
         };
-        let out = writing::<D::Act, D>(device, images.len());
+        let out = writing::<D::Act, D>(device, n * h * w * c);
         let (images_lent, ids_lent) = (raw(device, &images), raw(device, &ids));
-        let (table_lent, step_lent) = (reading::<D::Act, D>(device, &table), raw(device, &[step]));
+        let (table_lent, step_lent) = (reading::<D::Real, D>(device, &table), raw(device, &[step]));
         device
             .augment(
                 shape,
@@ -47,10 +49,11 @@ impl<D: Device> Setup<'_, D> {
                     .view(shape.view as u16)
                     .time(step.step)
             };
+            let at = if shape.gather == 1 { id as usize } else { i };
             let (padded_h, padded_w) = (h + 2 * pad, w + 2 * pad);
             let mut padded = vec![0u8; padded_h * padded_w * c];
             for row in 0..h {
-                let line = &images[((i * h) + row) * w * c..][..w * c];
+                let line = &images[((at * h) + row) * w * c..][..w * c];
                 padded[((row + pad) * padded_w + pad) * c..][..w * c].copy_from_slice(line);
             }
             let mut crop = stream(Purpose::Crop);

@@ -1,9 +1,11 @@
 //! Loss, weights and optimizer against the oracle. All values are `Real`.
 
-use l2b::device::{Device, LossShape, Normalise, StepParams, Targets};
+use l2b::device::{Device, Element, LossShape, Mem, Normalise, StepParams, Targets};
 
 use super::ops::{Setup, rounded, spacing};
-use super::{Random, assert_close, assert_within, fetch, fetch_raw, naive, raw, reading, room, writing};
+use super::{
+    Operand, Random, assert_close, assert_within, fetch, fetch_raw, naive, raw, reading, room, writing,
+};
 
 impl<D: Device> Setup<'_, D> {
     /// Pseudo labels, loss, its adjoint, the tangent's inner products.
@@ -262,15 +264,16 @@ impl<D: Device> Setup<'_, D> {
             assert_close(&format!("lookahead of {len}"), &got, &want, eps, eps);
 
             let new_theta = reading::<D::Real, D>(device, &theta);
-            device
-                .sgd(
-                    new_theta.mem(),
-                    buf_lent.mem(),
-                    g_lent.mem(),
-                    norm_lent.mem(),
-                    step_lent.mem(),
-                )
-                .expect("sgd");
+            let sgd = |stopped: u32| {
+                let stopped = raw(device, &[stopped]);
+                let (theta, buf) = (new_theta.mem(), buf_lent.mem());
+                let (g, norm) = (g_lent.mem(), norm_lent.mem());
+                device.sgd(theta, buf, g, norm, stopped.mem(), step_lent.mem())
+            };
+            sgd(1).expect("stopped sgd");
+            assert_eq!(fetch::<D::Real, D>(device, &new_theta), theta);
+            assert_eq!(fetch::<D::Real, D>(device, &buf_lent), buf);
+            sgd(0).expect("sgd");
             let factor = if clip == 0.0 {
                 1.0
             } else {
@@ -296,6 +299,41 @@ impl<D: Device> Setup<'_, D> {
             let got = fetch::<D::Real, D>(device, &new_theta);
             assert_close(&format!("theta of {len}, clip {clip}"), &got, &want, eps, eps);
         }
+    }
+}
+
+/// The first step in which anything is not finite is written down, and no later one.
+pub fn watching<D: Device>(device: &D) {
+    let stopped = raw(device, &[0u32]);
+    let number = || fetch_raw::<D, u32>(device, &stopped)[0];
+    let watch = |values: &[&[f64]], step: u32| {
+        let lent: Vec<Operand<D>> = values
+            .iter()
+            .map(|values| reading::<D::Real, D>(device, values))
+            .collect();
+        let spans: Vec<Mem<D>> = lent.iter().map(Operand::mem).collect();
+        let step = raw(
+            device,
+            &[StepParams {
+                step,
+                ..step_params()
+            }],
+        );
+        device.watch(stopped.mem(), &spans, step.mem()).expect("watch");
+    };
+    let largest = D::Real::from_f64(3.0e38).to_f64();
+    let fine = vec![-largest; 1000];
+    watch(&[&fine, &[0.0], &[largest]], 4);
+    assert_eq!(number(), 0);
+    for (bad, at) in [(f64::NAN, 999), (f64::INFINITY, 0), (f64::NEG_INFINITY, 300)] {
+        device.fill(stopped.mem(), 0).expect("fill");
+        let mut values = fine.clone();
+        values[at] = bad;
+        watch(&[&[1.0], &[2.0], &[3.0], &values], 5);
+        assert_eq!(number(), 6, "{bad}");
+        watch(&[&values], 7);
+        watch(&[&fine], 8);
+        assert_eq!(number(), 6, "{bad}");
     }
 }
 

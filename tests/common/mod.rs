@@ -8,6 +8,8 @@ pub mod loss;
 pub mod naive;
 pub mod norm;
 pub mod ops;
+pub mod run;
+pub mod transfer;
 
 use bytemuck::Pod;
 use l2b::device::{ALIGN, Device, Element, Mem, Region};

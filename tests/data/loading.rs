@@ -16,6 +16,7 @@ const CONFIG: LoaderConfig = LoaderConfig {
     meta_batch: 2,
     meta_from: 1,
     epochs: 3,
+    images: true,
 };
 
 /// Train of ids 0, 2, 4, 5, 6 and meta of 1, 3 of the tiny set.
@@ -105,9 +106,12 @@ fn any_step_can_be_the_first_and_recycling_changes_nothing() {
         whole,
         collect(&mut start(LoaderConfig { seed: 6, ..CONFIG }, 0), true)
     );
-    let in_one: Vec<_> = in_order(&train, 3).unwrap().map(|b| b.unwrap().ids).collect();
+    let in_one: Vec<_> = in_order(&train, 3, true)
+        .unwrap()
+        .map(|b| b.unwrap().ids)
+        .collect();
     assert_eq!(in_one, [vec![0, 2, 4], vec![5, 6]]);
-    assert_error(in_order(&train, 0).map(|_| ()), 2, &["batch"]);
+    assert_error(in_order(&train, 0, true).map(|_| ()), 2, &["batch"]);
 }
 
 #[test]

@@ -48,6 +48,14 @@ pub fn set_order(order: &str) {
     }
 }
 
+/// Takes the calling thread's waits of streams for events away in the emulator, or gives them back.
+pub fn set_waits(kept: bool) {
+    let symbol = driver::emulator_symbol(c"l2b_emulator_set_event_waits").expect("the emulator's control");
+    // SAFETY: declared so in kernels/emulator/driver_context.cpp.
+    let set: extern "C" fn(c_int) = unsafe { std::mem::transmute(symbol) };
+    set(c_int::from(kept));
+}
+
 /// Runs a test in forward and in a random order (on a GPU once).
 pub fn in_orders(test: impl Fn(&Cuda)) {
     in_orders_as(Cuda::new, test);

@@ -1,5 +1,6 @@
 //! Every operation against the oracle: the very bodies that test the CPU device, over shapes around the kernels' tiles.
 
+use super::common::loss;
 use super::common::ops::{KINDS, Rounding, Setup};
 use super::device::{in_orders, in_orders_as, open, open_as, set_order};
 use l2b::Result;
@@ -248,6 +249,11 @@ fn weights() {
             Setup::new(cuda).weights(len);
         }
     });
+}
+
+#[test]
+fn watching() {
+    in_orders(loss::watching);
 }
 
 #[test]

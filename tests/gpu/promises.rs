@@ -84,13 +84,14 @@ fn structs_arrive_field_by_field() {
         pad: 33,
         flip: 34,
         view: 35,
+        gather: 36,
     };
     let got = cuda
         .echo_shapes(step, (conv, rows, pool), (loss, augment))
         .expect("echo");
     let mut want: Vec<f64> = (1..=6).map(|i| f64::from(i) + 0.5).collect();
     want.push((1u64 << 40 | 7) as f64);
-    want.extend((8..=35).map(f64::from));
+    want.extend((8..=36).map(f64::from));
     assert_eq!(got, want);
 }
 
@@ -358,7 +359,7 @@ fn augmentation_is_the_hosts() {
             let random = &mut Random::new(4);
             let len = n * h * w * c;
             let images: Vec<u8> = (0..len).map(|_| random.below(256) as u8).collect();
-            let ids: Vec<u32> = (0..n).map(|_| random.below(50_000) as u32).collect();
+            let ids: Vec<u32> = (0..n as u32).map(|i| (i * 7 + 3) % 300).collect();
             let table: Vec<f32> = random
                 .values(c * 256)
                 .into_iter()
@@ -388,15 +389,25 @@ fn augmentation_is_the_hosts() {
                 pad: pad as i32,
                 flip: flip as i32,
                 view: view as i32,
+                gather: 0,
             };
             let out = writing::<f32, Cuda>(cuda, len);
-            let (images, ids, table, step) = (
-                raw(cuda, &images),
-                raw(cuda, &ids),
-                raw(cuda, &table),
-                raw(cuda, &[step]),
-            );
-            cuda.augment(shape, out.mem(), images.mem(), ids.mem(), table.mem(), step.mem())
+            let (images_lent, ids_lent) = (raw(cuda, &images), raw(cuda, &ids));
+            let (table, step) = (raw(cuda, &table), raw(cuda, &[step]));
+            let (table, step) = (table.mem(), step.mem());
+            cuda.augment(shape, out.mem(), images_lent.mem(), ids_lent.mem(), table, step)
+                .expect("augment");
+            assert_eq!(fetch_raw::<Cuda, f32>(cuda, &out), want, "{shape:?}");
+
+            // The same images at their places in a whole set.
+            let mut set = vec![0u8; 300 * h * w * c];
+            for (id, image) in ids.iter().zip(images.chunks(h * w * c)) {
+                set[*id as usize * h * w * c..][..h * w * c].copy_from_slice(image);
+            }
+            let (set, ids) = (raw(cuda, &set), raw(cuda, &ids));
+            let shape = AugmentShape { gather: 1, ..shape };
+            cuda.fill(out.mem(), 0xff).expect("fill");
+            cuda.augment(shape, out.mem(), set.mem(), ids.mem(), table, step)
                 .expect("augment");
             assert_eq!(fetch_raw::<Cuda, f32>(cuda, &out), want, "{shape:?}");
         }
@@ -409,6 +420,7 @@ struct Step<'a> {
     shape: ConvShape,
     operands: Vec<Operand<Cuda>>,
     params: Operand<Cuda>,
+    stopped: Operand<Cuda>,
 }
 
 impl<'a> Step<'a> {
@@ -453,6 +465,7 @@ impl<'a> Step<'a> {
             shape,
             operands,
             params: raw(cuda, &[step_params()]),
+            stopped: raw(cuda, &[0u32]),
         }
     }
 
@@ -518,7 +531,16 @@ impl<'a> Step<'a> {
         cuda.join_forward(rows, z.mem(), normal, plain(y), Epilogue::none())?;
         cuda.conv_backward_weight(conv, dw.mem(), None, Write::Set, z.mem())?;
         cuda.gradient_norm(norm.mem(), dw.mem(), squares.mem())?;
-        cuda.sgd(w.mem(), buf.mem(), dw.mem(), norm.mem(), self.params.mem())
+        cuda.watch(self.stopped.mem(), &[norm.mem()], self.params.mem())?;
+        let stopped = self.stopped.mem();
+        cuda.sgd(
+            w.mem(),
+            buf.mem(),
+            dw.mem(),
+            norm.mem(),
+            stopped,
+            self.params.mem(),
+        )
     }
 
     /// Bits of everything that lasts: parameters, momentum, statistics, and what was computed on the way.
@@ -541,18 +563,22 @@ fn a_recorded_step_replays_the_same_bits() {
     in_orders(|cuda| {
         let (direct, recorded) = (Step::new(cuda), Step::new(cuda));
         let before = recorded.bits();
-        // SAFETY: `recorded` holds the arenas and outlives the graph.
-        let mut graph = unsafe { cuda.capture(|| recorded.run()) }.expect("capture");
+        let graph = cuda.record(|| recorded.run()).expect("capture");
+        let mut graph = graph.expect("this device records");
         assert_eq!(recorded.bits(), before, "recording runs nothing");
         for lr in [0.1, 0.1, 0.0, 0.03] {
             let params = StepParams { lr, ..step_params() };
             direct.set(params);
             direct.run().expect("step");
             recorded.set(params);
-            graph.launch().expect("replay");
+            cuda.replay(&mut graph).expect("replay");
             assert_eq!(recorded.bits(), direct.bits(), "lr {lr}");
         }
         assert_ne!(recorded.bits(), before);
+        // A recording outlives whoever made it, with the memory that it writes.
+        drop(recorded);
+        cuda.replay(&mut graph).expect("replay");
+        cuda.synchronize().expect("memory that is still there");
     });
 }
 
@@ -560,16 +586,19 @@ fn a_recorded_step_replays_the_same_bits() {
 fn a_failed_recording_leaves_the_device_usable() {
     in_orders(|cuda| {
         let step = Step::new(cuda);
-        // SAFETY, here and below: nothing is recorded, so there is nothing to outlive.
-        let failed = unsafe { cuda.capture(|| Err(Error::Internal("on purpose".into()))) };
+        let failed = cuda.record(|| Err(Error::Internal("on purpose".into())));
         let error = failed.err().expect("an error");
         assert!(error.to_string().contains("on purpose"), "{error}");
         let params = step_params();
-        let upload = unsafe { cuda.capture(|| cuda.upload(step.params.mem(), bytemuck::bytes_of(&params))) };
-        let error = upload
-            .err()
-            .expect("a replay would read host memory that is gone");
-        assert!(error.to_string().contains("recorded"), "{error}");
+        let mut incoming = cuda.incoming(64).expect("host memory");
+        let upload = cuda.record(|| cuda.upload(step.params.mem(), bytemuck::bytes_of(&params)));
+        let fetch = cuda.record(|| cuda.fetch(&mut incoming, &[step.params.mem()]));
+        for refused in [upload, fetch] {
+            let error = refused
+                .err()
+                .expect("a replay would touch host memory that is gone");
+            assert!(error.to_string().contains("recorded"), "{error}");
+        }
         step.run().expect("step");
         cuda.synchronize().expect("synchronize");
     });

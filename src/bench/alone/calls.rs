@@ -237,7 +237,10 @@ impl<D: Device> Alone<'_, D> {
             Operation::GradientNorm => self
                 .device
                 .gradient_norm(self.mem("norm"), a, self.mem("scratch")),
-            _ => self.device.sgd(out, self.mem("b"), a, self.mem("norm"), step),
+            _ => {
+                let (norm, stopped) = (self.mem("norm"), self.mem("stopped"));
+                self.device.sgd(out, self.mem("b"), a, norm, stopped, step)
+            }
         }
     }
 }

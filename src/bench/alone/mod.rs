@@ -167,6 +167,7 @@ mod tests {
             pad: 2,
             flip: 1,
             view: 0,
+            gather: 0,
         };
         let list = operations(&architecture, Objective::L2b, (5, 3), MetaDepth::All, augment).unwrap();
         let device = Cpu::<f32>::new(Some(1)).unwrap();

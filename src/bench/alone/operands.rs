@@ -200,7 +200,7 @@ impl<D: Device> Alone<'_, D> {
         self.room("images", &bytes, false)?;
         let ids: Vec<u32> = (0..shape.n as u32).collect();
         self.room("ids", bytemuck::cast_slice(&ids), false)?;
-        self.act("table", shape.c as usize * 256)?;
+        self.real("table", shape.c as usize * 256, Like::Values)?;
         self.act("out", pixels)
     }
 
@@ -216,6 +216,7 @@ impl<D: Device> Alone<'_, D> {
             self.real(name, len, Like::Values)?;
         }
         self.real("norm", 1, Like::Positive)?;
+        self.room("stopped", &[0; 4], false)?;
         if self.case.operation == Operation::GradientNorm {
             self.output = "norm";
         }

@@ -25,8 +25,16 @@ pub(super) fn augment<T: Float>(
     let image = h * w * c;
     let mut lend = Lend::new("augment");
     let out = lend.write::<T>("out", out, n * image)?;
-    let images = lend.read::<u8>("images", images, n * image)?;
+    let count = if shape.gather == 0 {
+        n
+    } else {
+        images.bytes / image
+    };
+    let images = lend.read::<u8>("images", images, count * image)?;
     let ids = lend.read::<u32>("ids", ids, n)?;
+    if shape.gather != 0 && ids.iter().any(|&id| id as usize >= count) {
+        return Err(Error::Internal(format!("augment: an id beyond {count} images")));
+    }
     let table = lend.read::<T>("table", table, c * 256)?;
     let step = &lend.read::<StepParams>("step", step, 1)?[0];
     let augment = Augment {
@@ -41,12 +49,20 @@ pub(super) fn augment<T: Float>(
     };
     let pieces = out
         .chunks_mut(PIECE * image)
-        .zip(images.chunks(PIECE * image).zip(ids.chunks(PIECE)));
+        .zip(ids.chunks(PIECE).zip((0..n).step_by(PIECE)));
     // About eight operations a value: index, bounds, look-up.
-    cpu.threads.each(8 * n * image, pieces, |(out, (images, ids))| {
-        augment
-            .apply(out, images, ids, table)
-            .expect("pieces of operands whose lengths were checked");
+    cpu.threads.each(8 * n * image, pieces, |(out, (ids, first))| {
+        for ((out, id), place) in out.chunks_mut(image).zip(ids).zip(first..) {
+            let at = if shape.gather == 0 { place } else { *id as usize };
+            augment
+                .apply(
+                    out,
+                    &images[at * image..][..image],
+                    std::slice::from_ref(id),
+                    table,
+                )
+                .expect("operands whose lengths were checked");
+        }
     });
     Ok(())
 }

@@ -78,6 +78,64 @@ fn out_of_memory(need: usize, free: Option<usize>) -> Error {
     )
 }
 
+/// The pieces, one behind the other, ← what `fill` writes into a room that holds them all.
+pub(super) fn send(
+    room: &mut [u8],
+    pieces: &[Span<Arena>],
+    fill: impl FnOnce(&mut [u8]) -> Result<()>,
+) -> Result<()> {
+    let (bytes, room_bytes) = (pieces.iter().map(|piece| piece.bytes).sum(), room.len());
+    let room = room
+        .get_mut(..bytes)
+        .ok_or_else(|| Error::Internal(format!("{bytes} bytes through a room of {room_bytes}")))?;
+    fill(room)?;
+    let (mut lend, mut rest) = (Lend::new("send"), &*room);
+    for &piece in pieces {
+        let (head, tail) = rest.split_at(piece.bytes);
+        lend.write::<u8>("piece", piece, piece.bytes)?
+            .copy_from_slice(head);
+        rest = tail;
+    }
+    Ok(())
+}
+
+/// What was fetched last: the first `used` bytes of the room.
+pub struct Incoming {
+    room: Vec<u8>,
+    used: usize,
+}
+
+impl Incoming {
+    pub(super) fn new(bytes: usize) -> Self {
+        Incoming {
+            room: vec![0; bytes],
+            used: 0,
+        }
+    }
+
+    /// The room ← the pieces, one behind the other.
+    pub(super) fn fetch(&mut self, pieces: &[Span<Arena>]) -> Result<()> {
+        let (bytes, room_bytes) = (pieces.iter().map(|piece| piece.bytes).sum(), self.room.len());
+        if bytes > room_bytes {
+            return Err(Error::Internal(format!(
+                "{bytes} bytes through a room of {room_bytes}"
+            )));
+        }
+        let (mut lend, mut rest) = (Lend::new("fetch"), &mut self.room[..]);
+        for &piece in pieces {
+            let (head, tail) = rest.split_at_mut(piece.bytes);
+            head.copy_from_slice(lend.read::<u8>("piece", piece, piece.bytes)?);
+            rest = tail;
+        }
+        self.used = bytes;
+        Ok(())
+    }
+
+    pub(super) fn fetched(&self) -> &[u8] {
+        &self.room[..self.used]
+    }
+}
+
 /// Most operands that one call lends.
 const OPERANDS: usize = 24;
 

@@ -19,6 +19,7 @@ mod plan;
 mod pool;
 mod source;
 
+use std::convert::Infallible;
 use std::marker::PhantomData;
 
 use faer::traits::RealField;
@@ -29,7 +30,7 @@ use super::{
 };
 use crate::Result;
 
-pub use memory::Arena;
+pub use memory::{Arena, Incoming};
 pub use plan::Plan;
 
 use memory::Lend;
@@ -91,6 +92,10 @@ impl<T: Float> Device for Cpu<T> {
     type Arena = Arena;
     type Algorithm = Algorithm;
     type Mark = std::time::Instant;
+    /// Nothing is gained by one.
+    type Recording = Infallible;
+    type Outgoing = Vec<u8>;
+    type Incoming = Incoming;
 
     fn name(&self) -> String {
         "cpu".to_owned()
@@ -130,6 +135,39 @@ impl<T: Float> Device for Cpu<T> {
 
     fn synchronize(&self) -> Result<()> {
         Ok(())
+    }
+
+    fn record(&self, _: impl FnOnce() -> Result<()>) -> Result<Option<Infallible>> {
+        Ok(None)
+    }
+
+    fn replay(&self, recording: &mut Infallible) -> Result<()> {
+        match *recording {}
+    }
+
+    fn outgoing(&self, bytes: usize) -> Result<Vec<u8>> {
+        Ok(vec![0; bytes])
+    }
+
+    fn send(
+        &self,
+        room: &mut Vec<u8>,
+        pieces: &[Mem<Self>],
+        fill: impl FnOnce(&mut [u8]) -> Result<()>,
+    ) -> Result<()> {
+        memory::send(room, pieces, fill)
+    }
+
+    fn incoming(&self, bytes: usize) -> Result<Incoming> {
+        Ok(Incoming::new(bytes))
+    }
+
+    fn fetch(&self, room: &mut Incoming, pieces: &[Mem<Self>]) -> Result<()> {
+        room.fetch(pieces)
+    }
+
+    fn fetched<'a>(&self, room: &'a mut Incoming) -> Result<&'a [u8]> {
+        Ok(room.fetched())
     }
 
     fn prepare(&self, node: &Geometry) -> Result<Prepared<Algorithm>> {
@@ -365,15 +403,20 @@ impl<T: Float> Device for Cpu<T> {
         optim::gradient_norm(self, norm, g, scratch)
     }
 
+    fn watch(&self, stopped: Mem<Self>, values: &[Mem<Self>], step: Mem<Self>) -> Result<()> {
+        optim::watch::<T>(stopped, values, step)
+    }
+
     fn sgd(
         &self,
         theta: Mem<Self>,
         buf: Mem<Self>,
         g: Mem<Self>,
         norm: Mem<Self>,
+        stopped: Mem<Self>,
         step: Mem<Self>,
     ) -> Result<()> {
-        optim::sgd(self, theta, buf, g, norm, step)
+        optim::sgd(self, theta, buf, g, norm, stopped, step)
     }
 
     fn augment(

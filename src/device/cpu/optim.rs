@@ -67,12 +67,26 @@ pub(super) fn gradient_norm<T: Float>(
     Ok(())
 }
 
+pub(super) fn watch<T: Float>(stopped: Mem<Cpu<T>>, values: &[Mem<Cpu<T>>], step: Mem<Cpu<T>>) -> Result<()> {
+    let mut lend = Lend::new("watch");
+    let stopped = &mut lend.write::<u32>("stopped", stopped, 1)?[0];
+    let step = step_params(&mut lend, step)?.step;
+    for &value in values {
+        let values = lend.read::<T>("values", value, value.bytes / size_of::<T>())?;
+        if *stopped == 0 && values.iter().any(|value| !value.to_f64().is_finite()) {
+            *stopped = step + 1;
+        }
+    }
+    Ok(())
+}
+
 pub(super) fn sgd<T: Float>(
     cpu: &Cpu<T>,
     theta: Mem<Cpu<T>>,
     buf: Mem<Cpu<T>>,
     g: Mem<Cpu<T>>,
     norm: Mem<Cpu<T>>,
+    stopped: Mem<Cpu<T>>,
     step: Mem<Cpu<T>>,
 ) -> Result<()> {
     let mut lend = Lend::new("sgd");
@@ -82,6 +96,9 @@ pub(super) fn sgd<T: Float>(
     let g = lend.read::<T>("g", g, len)?;
     let norm = lend.read::<T>("norm", norm, 1)?[0].to_f64();
     let step = step_params(&mut lend, step)?;
+    if lend.read::<u32>("stopped", stopped, 1)?[0] != 0 {
+        return Ok(());
+    }
     let factor = step.clip / (norm + 1e-6);
     // Written so that a norm that is not a number gives a factor that is not one either.
     let factor = if step.clip == 0.0 || factor >= 1.0 {

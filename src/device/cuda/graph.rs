@@ -1,49 +1,79 @@
 //! Recording a step once and replaying it: one driver call instead of one per kernel.
 
-use cudarc::driver::{CudaGraph, sys};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use cudarc::driver::{CudaGraph, CudaSlice, CudaStream, sys};
 
 use super::driver::device_error;
-use super::{Activation, Cuda};
 use crate::{Error, Result};
 
-/// Recorded operations. It holds the addresses of their operands and keeps none of them alive: the arenas must outlive it.
-pub struct Graph(CudaGraph);
+/// Every block of device memory in use. A recording holds addresses, and so keeps all blocks alive that it could hold one of.
+#[derive(Debug, Default)]
+pub(super) struct Blocks(Mutex<Vec<Weak<CudaSlice<u8>>>>);
 
-// SAFETY: the driver lets any thread use a graph, one at a time; `launch` takes `&mut self`.
-unsafe impl Send for Graph {}
+impl Blocks {
+    pub fn add(&self, block: &Arc<CudaSlice<u8>>) {
+        let mut blocks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        blocks.retain(|block| block.strong_count() > 0);
+        blocks.push(Arc::downgrade(block));
+    }
 
-impl Graph {
-    /// Asks for all recorded operations once more, in their order, on the device's stream. What they read from memory
-    /// (step parameters, inputs) is read anew.
-    pub fn launch(&mut self) -> Result<()> {
-        self.0
+    fn all(&self) -> Vec<Arc<CudaSlice<u8>>> {
+        let blocks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        blocks.iter().filter_map(Weak::upgrade).collect()
+    }
+}
+
+/// Recorded operations and the memory that they work on.
+pub struct Recording {
+    graph: CudaGraph,
+    /// Dropped after the graph.
+    _blocks: Vec<Arc<CudaSlice<u8>>>,
+}
+
+// SAFETY: the driver lets any thread use a graph, one at a time; `replay` takes `&mut self`.
+unsafe impl Send for Recording {}
+
+impl Recording {
+    pub(super) fn new(
+        stream: &Arc<CudaStream>,
+        blocks: &Blocks,
+        work: impl FnOnce() -> Result<()>,
+    ) -> Result<Self> {
+        let blocks = blocks.all();
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        stream
+            .begin_capture(mode)
+            .map_err(|error| device_error("graph capture", error))?;
+        let outcome = work();
+        // Ended in any case: a stream that captures can do nothing else.
+        let graph = stream.end_capture(sys::CUgraphInstantiate_flags(0));
+        outcome?;
+        let empty = || Error::Internal("a recording without operations".into());
+        Ok(Recording {
+            graph: graph
+                .map_err(|error| device_error("graph capture", error))?
+                .ok_or_else(empty)?,
+            _blocks: blocks,
+        })
+    }
+
+    pub(super) fn replay(&mut self) -> Result<()> {
+        self.graph
             .launch()
             .map_err(|error| device_error("graph launch", error))
     }
 }
 
-impl<A: Activation> Cuda<A> {
-    /// Records the operations that `step` asks for, without running them. `step` must not allocate, upload,
-    /// download or wait.
-    /// No other thread may use the device meanwhile: its operations would be recorded too.
-    ///
-    /// # Safety
-    /// - Every arena that the recorded operations use outlives the last [`Graph::launch`].
-    pub unsafe fn capture(&self, step: impl FnOnce() -> Result<()>) -> Result<Graph> {
-        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-        self.gpu
-            .stream
-            .begin_capture(mode)
-            .map_err(|error| device_error("graph capture", error))?;
-        let outcome = step();
-        // Ended in any case: a stream that captures can do nothing else.
-        let graph = self.gpu.stream.end_capture(sys::CUgraphInstantiate_flags(0));
-        outcome?;
-        let empty = || Error::Internal("a capture without operations".into());
-        Ok(Graph(
-            graph
-                .map_err(|error| device_error("graph capture", error))?
-                .ok_or_else(empty)?,
-        ))
+/// Fails while the stream is being recorded: every replay would touch the host's memory again.
+pub(super) fn refuse_recording(stream: &CudaStream, what: &str) -> Result<()> {
+    let status = stream
+        .capture_status()
+        .map_err(|error| device_error(what, error))?;
+    if status == sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE {
+        return Ok(());
     }
+    Err(Error::Internal(format!(
+        "{what} cannot be recorded: every replay would touch the host's memory again"
+    )))
 }

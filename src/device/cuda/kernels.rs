@@ -85,7 +85,7 @@ kernels! {
     sum_slices sum_samples column_sums
     norm_forward_batch norm_forward_running norm_tangent norm_backward
     pseudo_labels cross_entropy cross_entropy_backward tangent_dot weights
-    lookahead squares_partial norm_finish sgd echo_shapes;
+    lookahead squares_partial norm_finish watch sgd echo_shapes;
 
     // Operands f32, tf32, bf16 x tile large, small, any operands: `Plan::pick`.
     conv_forward:

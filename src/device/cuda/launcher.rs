@@ -2,14 +2,16 @@
 
 use std::sync::Arc;
 
-use cudarc::driver::sys::{CUdevice_attribute, CUresult, CUstreamCaptureStatus};
-use cudarc::driver::{CudaContext, CudaStream, result};
+use cudarc::driver::sys::{CUdevice_attribute, CUresult};
+use cudarc::driver::{CudaContext, CudaSlice, CudaStream, result};
 use cudarc::nvrtc::Ptx;
 
 use super::driver::{self, device_error};
 use super::format::{Operands, Storage};
+use super::graph::{Blocks, Recording, refuse_recording};
 use super::kernels::{Kernels, Sm90Kernels};
 use super::memory::{Arena, address};
+use super::transfer::{Incoming, Outgoing};
 use super::{Cuda, list, tile, wgmma};
 use crate::device::Mem;
 use crate::{Error, Result};
@@ -25,6 +27,9 @@ pub struct Launcher {
     name: String,
     pub(super) context: Arc<CudaContext>,
     pub(super) stream: Arc<CudaStream>,
+    /// Uploads beside the kernels.
+    transfers: Arc<CudaStream>,
+    blocks: Blocks,
     pub(super) kernels: Kernels,
     /// Where the GPU has them.
     pub(super) sm90: Option<Sm90Kernels>,
@@ -70,9 +75,11 @@ impl Launcher {
         }
 
         let context = CudaContext::new(ordinal).map_err(fail)?;
-        // SAFETY: nothing is allocated yet. Without events, cudarc leaves the order of work to us: there is one stream.
+        // SAFETY: nothing is allocated yet. Without events, cudarc leaves the order of work to us: one stream for all kernels,
+        // and `transfer` orders the other one by events of its own.
         unsafe { context.disable_event_tracking() };
         let stream = context.new_stream().map_err(fail)?;
+        let transfers = context.new_stream().map_err(fail)?;
         let module = context
             .load_module(Ptx::from_binary(driver::FATBIN.to_vec()))
             .map_err(|error| device_error(format!("loading the kernels on {what}"), error))?;
@@ -93,6 +100,8 @@ impl Launcher {
             operands,
             context,
             stream,
+            transfers,
+            blocks: Blocks::default(),
         })
     }
 
@@ -110,9 +119,15 @@ impl Launcher {
     }
 
     pub fn alloc(&self, bytes: usize) -> Result<Arena> {
+        let block = Arc::new(self.block(bytes)?);
+        self.blocks.add(&block);
+        Ok(Arena::new(block))
+    }
+
+    fn block(&self, bytes: usize) -> Result<CudaSlice<u8>> {
         // SAFETY: contents are unspecified by contract; every byte pattern is a valid u8.
         let memory = unsafe { self.stream.alloc::<u8>(bytes.max(1)) };
-        memory.map(Arena::new).map_err(|error| {
+        memory.map_err(|error| {
             if error.0 != CUresult::CUDA_ERROR_OUT_OF_MEMORY {
                 return device_error("allocation", error);
             }
@@ -130,15 +145,7 @@ impl Launcher {
 
     pub fn upload(&self, dst: Mem<Cuda>, src: &[u8]) -> Result<()> {
         same_length("upload", dst.bytes, src.len())?;
-        let capturing = self
-            .stream
-            .capture_status()
-            .map_err(|error| device_error("upload", error))?;
-        if capturing != CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE {
-            return Err(Error::Internal(
-                "an upload cannot be recorded: every replay would read the host's memory again".into(),
-            ));
-        }
+        refuse_recording(&self.stream, "an upload")?;
         // SAFETY: dst is `bytes` long and alive. Outside of a capture the driver has read pageable host memory when the
         // call returns.
         unsafe { result::memcpy_htod_async(address(dst), src, self.stream.cu_stream()) }
@@ -177,6 +184,18 @@ impl Launcher {
         self.context
             .check_err()
             .map_err(|error| device_error(self.name.as_str(), error))
+    }
+
+    pub fn record(&self, work: impl FnOnce() -> Result<()>) -> Result<Recording> {
+        Recording::new(&self.stream, &self.blocks, work)
+    }
+
+    pub fn outgoing(&self, bytes: usize) -> Result<Outgoing> {
+        Outgoing::new(self.transfers.clone(), self.block(bytes)?)
+    }
+
+    pub fn incoming(&self, bytes: usize) -> Result<Incoming> {
+        Incoming::new(&self.context, bytes)
     }
 
     fn bind(&self) -> Result<()> {

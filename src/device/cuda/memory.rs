@@ -1,5 +1,7 @@
 //! Device memory and what kernels receive of it: operands become addresses here, after their lengths were checked.
 
+use std::sync::Arc;
+
 use cudarc::driver::{CudaSlice, DevicePtr, DeviceRepr, sys::CUdeviceptr};
 
 use super::Cuda;
@@ -7,16 +9,17 @@ use super::format::Storage;
 use crate::device::{Epilogue, Mem, Rows, Source, Span, Sums, Tangent, Targets, Write};
 use crate::{Error, Result};
 
-/// A block of device memory; freed in stream order when dropped, so after all work asked for so far.
+/// A block of device memory; freed in stream order, so after all work asked for so far, when it is dropped and no recording
+/// holds it.
 #[derive(Debug)]
 pub struct Arena {
     /// Keeps the memory alive; its address is `base`.
-    _memory: CudaSlice<u8>,
+    _memory: Arc<CudaSlice<u8>>,
     base: CUdeviceptr,
 }
 
 impl Arena {
-    pub(super) fn new(memory: CudaSlice<u8>) -> Self {
+    pub(super) fn new(memory: Arc<CudaSlice<u8>>) -> Self {
         let stream = memory.stream().clone();
         let base = memory.device_ptr(&stream).0;
         Arena {

@@ -2,7 +2,7 @@
 //! Real = f32; Act = f32 or bf16.
 //!
 //! Everything runs on one stream, in the order of the calls; nothing is allocated, waited for or read back inside an
-//! operation, so any sequence of operations can be recorded as a [`Graph`].
+//! operation, so any sequence of operations can be recorded; uploads cross on a second stream (`transfer`).
 //!
 //! | file | holds |
 //! |---|---|
@@ -15,6 +15,7 @@
 //! | `conv`, `norm`, `rows`, `loss`, `optim` | one launch function per kernel: lengths, launch shape, arguments |
 //! | `graph` | recording and replaying |
 //! | `timer`, `peak` | measuring: marks in the stream, the rate of the multiply-add units |
+//! | `transfer` | transfers that nobody waits for |
 //! | `list` | driver and GPUs for `l2b devices` |
 
 mod conv;
@@ -32,14 +33,16 @@ mod peak;
 mod rows;
 mod tile;
 mod timer;
+mod transfer;
 mod wgmma;
 
 pub use format::{Activation, Operands};
-pub use graph::Graph;
+pub use graph::Recording;
 pub use list::{Gpu, Listing, bus_id, devices};
 pub use memory::Arena;
 pub use tile::Plan;
 pub use timer::Mark;
+pub use transfer::{Incoming, Outgoing};
 
 use std::marker::PhantomData;
 
@@ -101,7 +104,7 @@ impl Cuda<f32> {
         (conv, rows, pool): (ConvShape, Rows, PoolShape),
         (loss, augment): (LossShape, AugmentShape),
     ) -> Result<Vec<f64>> {
-        let mut fields = vec![0.0f64; 35];
+        let mut fields = vec![0.0f64; 36];
         let bytes = size_of_val(&fields[..]);
         let (fields_arena, step_arena) = (self.alloc(bytes)?, self.alloc(size_of::<StepParams>())?);
         let span = |arena, bytes| super::Span {
@@ -113,7 +116,7 @@ impl Cuda<f32> {
         self.upload(step_mem, bytemuck::bytes_of(&step))?;
         let out = output::<f64>("fields", span(&fields_arena, bytes), fields.len())?;
         let step = input::<StepParams>("step", step_mem, 1)?;
-        // SAFETY: types as in shapes.cu; out holds its 35 fields.
+        // SAFETY: types as in shapes.cu; out holds its 36 fields.
         unsafe {
             launch!(
                 self.gpu,
@@ -164,6 +167,9 @@ impl<A: Activation> Device for Cuda<A> {
     type Arena = Arena;
     type Algorithm = Plan;
     type Mark = Mark;
+    type Recording = Recording;
+    type Outgoing = Outgoing;
+    type Incoming = Incoming;
 
     fn name(&self) -> String {
         self.gpu.name()
@@ -195,6 +201,39 @@ impl<A: Activation> Device for Cuda<A> {
 
     fn synchronize(&self) -> Result<()> {
         self.gpu.synchronize()
+    }
+
+    fn record(&self, work: impl FnOnce() -> Result<()>) -> Result<Option<Recording>> {
+        self.gpu.record(work).map(Some)
+    }
+
+    fn replay(&self, recording: &mut Recording) -> Result<()> {
+        recording.replay()
+    }
+
+    fn outgoing(&self, bytes: usize) -> Result<Outgoing> {
+        self.gpu.outgoing(bytes)
+    }
+
+    fn send(
+        &self,
+        room: &mut Outgoing,
+        pieces: &[Mem<Self>],
+        fill: impl FnOnce(&mut [u8]) -> Result<()>,
+    ) -> Result<()> {
+        room.send(&self.gpu.stream, pieces, fill)
+    }
+
+    fn incoming(&self, bytes: usize) -> Result<Incoming> {
+        self.gpu.incoming(bytes)
+    }
+
+    fn fetch(&self, room: &mut Incoming, pieces: &[Mem<Self>]) -> Result<()> {
+        room.fetch(&self.gpu.stream, pieces)
+    }
+
+    fn fetched<'a>(&self, room: &'a mut Incoming) -> Result<&'a [u8]> {
+        room.fetched()
     }
 
     fn prepare(&self, node: &Geometry) -> Result<Prepared<Plan>> {
@@ -429,15 +468,20 @@ impl<A: Activation> Device for Cuda<A> {
         optim::gradient_norm(&self.gpu, norm, g, scratch)
     }
 
+    fn watch(&self, stopped: Mem<Self>, values: &[Mem<Self>], step: Mem<Self>) -> Result<()> {
+        optim::watch(&self.gpu, stopped, values, step)
+    }
+
     fn sgd(
         &self,
         theta: Mem<Self>,
         buf: Mem<Self>,
         g: Mem<Self>,
         norm: Mem<Self>,
+        stopped: Mem<Self>,
         step: Mem<Self>,
     ) -> Result<()> {
-        optim::sgd(&self.gpu, theta, buf, g, norm, step)
+        optim::sgd(&self.gpu, theta, buf, g, norm, stopped, step)
     }
 
     fn augment(

@@ -3,8 +3,8 @@
 use super::Cuda;
 use super::kernels::{grid, launch, limit, strided};
 use super::launcher::Launcher;
-use super::memory::{Aligned, input, output, scratch, stored_output};
-use crate::device::{AugmentShape, Mem, StepParams};
+use super::memory::{Aligned, In, NONE, input, output, scratch, stored_output};
+use crate::device::{AugmentShape, Mem, StepParams, WATCHED};
 use crate::{Error, Result};
 
 /// Values of a parameter vector.
@@ -78,12 +78,48 @@ pub(super) fn gradient_norm(cuda: &Launcher, norm: Mem<Cuda>, g: Mem<Cuda>, spac
     }
 }
 
+/// Twin of Watched in kernels/optim.cu.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Watched {
+    values: [In; WATCHED],
+    len: [i64; WATCHED],
+}
+
+// SAFETY: plain old data without padding, laid out as its twin.
+unsafe impl cudarc::driver::DeviceRepr for Watched {}
+
+pub(super) fn watch(
+    cuda: &Launcher,
+    stopped: Mem<Cuda>,
+    values: &[Mem<Cuda>],
+    step: Mem<Cuda>,
+) -> Result<()> {
+    if values.len() > WATCHED {
+        return Err(Error::Internal(format!("{} operands to watch", values.len())));
+    }
+    let stopped = output::<u32>("stopped", stopped, 1)?;
+    let step = input::<StepParams>("step", step, 1)?;
+    let mut watched = Watched {
+        values: [NONE; WATCHED],
+        len: [0; WATCHED],
+    };
+    for (i, &value) in values.iter().enumerate() {
+        let len = length(&value);
+        watched.values[i] = input::<f32>("values", value, len)?;
+        watched.len[i] = len as i64;
+    }
+    // SAFETY: types as in optim.cu; lengths checked above.
+    unsafe { launch!(cuda, cuda.kernels.watch, grid(1, 256)?, stopped, watched, step) }
+}
+
 pub(super) fn sgd(
     cuda: &Launcher,
     theta: Mem<Cuda>,
     buf: Mem<Cuda>,
     g: Mem<Cuda>,
     norm: Mem<Cuda>,
+    stopped: Mem<Cuda>,
     step: Mem<Cuda>,
 ) -> Result<()> {
     let len = length(&theta);
@@ -91,11 +127,25 @@ pub(super) fn sgd(
     let buf = output::<f32>("buf", buf, len)?;
     let g = input::<f32>("g", g, len)?;
     let norm = input::<f32>("norm", norm, 1)?;
+    let stopped = input::<u32>("stopped", stopped, 1)?;
     let step = input::<StepParams>("step", step, 1)?;
     require_aligned(&[&theta, &buf, &g])?;
     let (grid, len) = (strided(len.div_ceil(4)), len as i64);
     // SAFETY: types as in optim.cu; lengths and alignment checked above.
-    unsafe { launch!(cuda, cuda.kernels.sgd, grid, theta, buf, g, norm, step, len) }
+    unsafe {
+        launch!(
+            cuda,
+            cuda.kernels.sgd,
+            grid,
+            theta,
+            buf,
+            g,
+            norm,
+            stopped,
+            step,
+            len
+        )
+    }
 }
 
 pub(super) fn augment(
@@ -114,7 +164,11 @@ pub(super) fn augment(
         return Err(Error::Internal(format!("augmentation of {shape:?}")));
     }
     let out = stored_output(cuda.storage(), "out", out, n * image)?;
-    let images = input::<u8>("images", images, n * image)?;
+    let images = match shape.gather {
+        0 => input::<u8>("images", images, n * image)?,
+        // The ids are data: whoever makes them keeps them below the number of images.
+        _ => input::<u8>("images", images, (images.bytes / image).max(1) * image)?,
+    };
     let ids = input::<u32>("ids", ids, n)?;
     let table = input::<f32>("table", table, c * 256)?;
     let step = input::<StepParams>("step", step, 1)?;
