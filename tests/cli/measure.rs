@@ -167,8 +167,6 @@ fn bad_input_is_refused_by_name() {
             2,
             &["--repeat"],
         ),
-        (&["--image", "8,8"], 2, &["--image", "height,width,channels"]),
-        (&["--image", "8,8,0"], 2, &["in_channels"]),
         (&["--blocks", "1,0"], 2, &["blocks"]),
         (&["--meta-depth", "7"], 2, &["--meta-depth"]),
         (&["--meta-batch", "0"], 2, &["--meta-batch"]),
@@ -184,7 +182,6 @@ fn bad_input_is_refused_by_name() {
             &["old.json", "batch"],
         ),
         (&["--data", "nowhere", "--parts", "loader"], 3, &["nowhere"]),
-        (&["--batch-file", "junk"], 2, &["--serve"]),
     ];
     for (more, code, parts) in cases {
         let output = bench.run(&small(more));
@@ -195,9 +192,23 @@ fn bad_input_is_refused_by_name() {
         }
         assert!(!error.contains("internal error"), "{more:?}: {error}");
     }
-    let words = ["bench", "--device", "cpu", "--serve", "--batch-file", "junk"];
-    let output = bench.run(&words);
-    assert_eq!(output.status.code(), Some(3), "{}", text(&output.stderr));
+    for (more, code, parts) in [
+        (
+            &["--serve", "--batch-file", "junk"][..],
+            3,
+            ["junk", "safetensors"],
+        ),
+        (&["--batch-file", "junk"], 2, ["--serve", "required"]),
+        (&["--image", "8,8"], 2, ["--image", "height,width,channels"]),
+        (&["--image", "8,8,0"], 2, ["in_channels", "1 to"]),
+    ] {
+        let output = bench.run(&[&["bench", "--device", "cpu"], more].concat());
+        let error = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{more:?}: {error}");
+        for part in parts {
+            assert!(error.contains(part), "{more:?}: {part:?} is not in: {error}");
+        }
+    }
 }
 
 #[test]
