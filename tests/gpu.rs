@@ -15,3 +15,5 @@ mod networks;
 mod operations;
 #[path = "gpu/promises.rs"]
 mod promises;
+#[path = "gpu/sm90.rs"]
+mod sm90;
