@@ -1,15 +1,18 @@
-//! Builds what the crate embeds or loads beside its Rust code. Three steps, each in a module of `build/`:
+//! Builds what the crate embeds or loads beside its Rust code. Four steps, each in a module of `build/`:
 //!
 //! 1. `scan`: finds the kernels in `kernels/*.cu` and writes their names to `$OUT_DIR/kernel_names.rs`,
 //!    those of `*_sm90.cu`, which are for sm_90a alone, to `$OUT_DIR/sm90_kernel_names.rs`;
 //! 2. `fatbin`: with nvcc, compiles them into `$OUT_DIR/kernels.fatbin`; without it the file is empty and a warning
 //!    says what to do;
-//! 3. `emulator` (cargo feature of that name): builds `libcuda.so`, which runs the same kernels on the CPU.
+//! 3. `commit`: the git commit, for records of measurements;
+//! 4. `emulator` (cargo feature of that name): builds `libcuda.so`, which runs the same kernels on the CPU.
 //!
 //! Neither step needs a GPU, and what has not changed is taken from a cache: see `cache`.
 
 #[path = "build/cache.rs"]
 mod cache;
+#[path = "build/commit.rs"]
+mod commit;
 #[path = "build/emulator.rs"]
 mod emulator;
 #[path = "build/fatbin.rs"]
@@ -35,6 +38,7 @@ fn main() {
         cache::write_if_changed(&out.join(file), &format!("&{names:?}"));
     }
 
+    commit::find();
     fatbin::build(&sources, &out).unwrap_or_else(|message| fail(&message));
     if std::env::var_os("CARGO_FEATURE_EMULATOR").is_some() {
         println!("cargo:rerun-if-changed=tests/faults");

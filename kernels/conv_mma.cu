@@ -24,7 +24,7 @@ __device__ __forceinline__ void conv_forward_mma(unsigned char* memory, T* y, co
   float acc[Tile::MI][Tile::NI][4] = {};
   PixelOperand<T, Tile, VECTOR, Form::Forward, 1> a(Image<T>{x, {}, shape.h, shape.w, shape.c}, shape.r, shape.s);
   window_origins(a, shape, at.m0);
-  FilterOperand<T, Tile> b(w, at.n0, shape.k, filter_pitch<T>(a.depth));
+  FilterOperand<T, Tile> b(w, at.n0, shape.k, a.depth);
   mma_accumulate<T, Tile, false>(acc, memory, mma_steps<T>(a.depth), a, b);
   mma_finish_rows<T, Tile, VECTOR>(y, acc, memory, bias, epilogue, at, shape);
 }
@@ -69,17 +69,17 @@ __device__ __forceinline__ void conv_tangent_mma(unsigned char* memory, T* ty, c
                                                  const ConvShape& shape) {
   const Place<Tile> at(shape.k);
   const Image<T> image{x, tx, shape.h, shape.w, shape.c};
-  const int depth = shape.r * shape.s * shape.c, steps = mma_steps<T>(depth), pitch = filter_pitch<T>(depth);
+  const int depth = shape.r * shape.s * shape.c, steps = mma_steps<T>(depth);
   float acc[Tile::MI][Tile::NI][4] = {};
   if (tx.tx != nullptr || tx.slope != nullptr) {
     PixelOperand<T, Tile, VECTOR, Form::Tangent, 1> a(image, shape.r, shape.s);
     window_origins(a, shape, at.m0);
-    FilterOperand<T, Tile> b(w, at.n0, shape.k, pitch);
+    FilterOperand<T, Tile> b(w, at.n0, shape.k, depth);
     mma_accumulate<T, Tile, false>(acc, memory, steps, a, b);
   }
   PixelOperand<T, Tile, VECTOR, Form::Forward, 1> a(image, shape.r, shape.s);
   window_origins(a, shape, at.m0);
-  FilterOperand<T, Tile> b(tw, at.n0, shape.k, pitch);
+  FilterOperand<T, Tile> b(tw, at.n0, shape.k, depth);
   mma_accumulate<T, Tile, false>(acc, memory, steps, a, b);
   mma_finish_rows<T, Tile, VECTOR>(ty, acc, memory, tbias, epilogue, at, shape);
 }
@@ -127,7 +127,7 @@ __device__ __forceinline__ void conv_backward_input_mma(unsigned char* memory, T
   PixelOperand<T, Tile, VECTOR, Form::Plain, -1> a(Image<T>{{dy, nullptr, 0, 0}, {}, shape.p(), shape.q(), shape.k},
                                                    taps.taps_r, taps.taps_s);
   class_origins(a, shape, taps, at.m0);
-  FilterOperand<T, Tile> b(w + class_filters<T>(shape, blockIdx.y), at.n0, shape.c, filter_pitch<T>(a.depth));
+  FilterOperand<T, Tile> b(w + class_filters<T>(shape, blockIdx.y), at.n0, shape.c, a.depth);
   mma_accumulate<T, Tile, VECTOR>(acc, memory, mma_steps<T>(a.depth), a, b);
   float* product = reinterpret_cast<float*>(memory);
   mma_lay_out<Tile>(product, acc);

@@ -41,7 +41,7 @@ struct WindowOperand {
   const Divider by_pixels, by_q;
   const int first, end;
   int r[ELEMENTS], s[ELEMENTS], c[ELEMENTS];  // this thread's filter elements; c < 0 behind the last
-  uint4 value[PASSES];
+  Chunk value[PASSES];
   unsigned inside;
 
   __device__ __forceinline__ WindowOperand(const Source<T>& source, const ConvShape& shape, int row0, int first, int end)
@@ -77,8 +77,9 @@ struct WindowOperand {
       inside = 0;
       UNROLL for (int i = 0; i < PASSES; i++) {
         Offset at;
+        value[i] = {};
         if (locate(window(step, i), 0, at)) {
-          value[i] = load_vec<uint4>(source.x + at);
+          value[i] = load_chunk(source.x + at);
           inside |= 1u << i;
         }
       }
@@ -88,14 +89,13 @@ struct WindowOperand {
   __device__ __forceinline__ void store(int step, T* rows) {
     T* const to = rows + static_cast<int>(threadIdx.x) / RUNS * LDA + static_cast<int>(threadIdx.x) % RUNS * CHUNK;
     if constexpr (VECTOR) {
-      UNROLL for (int i = 0; i < PASSES; i++) {
-        uint4 chunk = make_uint4(0, 0, 0, 0);
-        if (inside >> i & 1) {
-          const Affine<CHUNK> affine(source, shape.c, c[0]);
-          chunk = operand_chunk<T>(source_forward(affine, source.relu != 0, from_chunk<T>(value[i])));
+      UNROLL for (int q = 0; q < CHUNK / 4; q++) {
+        const Affine<4> affine(source, shape.c, max(c[0], 0) + 4 * q);
+        UNROLL for (int i = 0; i < PASSES; i++) {
+          set_four<T>(value[i], q, source_forward(affine, source.relu != 0, four_of<T>(value[i], q)));
         }
-        store_vec(to + i * PASS * LDA, chunk);
       }
+      UNROLL for (int i = 0; i < PASSES; i++) store_chunk(to + i * PASS * LDA, value[i], inside >> i & 1);
     } else {
       UNROLL for (int i = 0; i < PASSES; i++) {
         const Window here = window(step, i);
@@ -106,7 +106,7 @@ struct WindowOperand {
             out.v[e] = source_forward(Affine<1>(source, shape.c, c[e]), source.relu != 0, load_pack<1>(source.x + at)).v[0];
           }
         }
-        store_vec(to + i * PASS * LDA, operand_chunk<T>(out));
+        store_chunk(to + i * PASS * LDA, operand_chunk<T>(out));
       }
     }
   }

@@ -7,7 +7,7 @@ template <class T, class F>
 __device__ __forceinline__ void write_chunk(T* at, F value) {
   Pack<WIDE<T>> out;
   UNROLL for (int e = 0; e < WIDE<T>; e++) out.v[e] = value(e);
-  store_vec(at, operand_chunk<T>(out));
+  store_chunk(at, operand_chunk<T>(out));
 }
 
 template <class T>

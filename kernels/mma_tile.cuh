@@ -7,7 +7,7 @@
 //   for each step:  wait for its copies, barrier               (all warps are done with the stage that is refilled next)
 //                   start the copies of step + STAGES - 1       cp.async: filters, and images that need no evaluation
 //                   fetch the next step's images into registers (global loads in flight during the product)
-//                   acc += a b                                  ldmatrix, mma
+//                   acc += a b                                  ldmatrix, mma: twice half the depth
 //                   evaluate what was fetched, store it         a source is evaluated here, once per element and tap
 //
 // A stage holds rows of 64 bytes = four 16-byte chunks of each operand. Chunk c of row r lies at place c ^ (r / 2 % 4), so
@@ -45,24 +45,57 @@ __device__ __forceinline__ uint32_t rounded_fragment(uint32_t bits) {
   else return to_tf32(__uint_as_float(bits));
 }
 
-// 16 bytes of stored numbers as floats, and floats as 16 bytes of an operand.
-template <class T>
-__device__ __forceinline__ Pack<WIDE<T>> from_chunk(uint4 t) {
-  if constexpr (sizeof(T) == 2) {
-    return unpack_bf16(t);
-  } else {
-    return {{__uint_as_float(t.x), __uint_as_float(t.y), __uint_as_float(t.z), __uint_as_float(t.w)}};
-  }
+// 16 bytes of stored numbers, or of an operand.
+struct Chunk {
+  uint32_t word[4];
+};
+
+__device__ __forceinline__ Chunk load_chunk(const void* p) {
+  const uint4 t = load_vec<uint4>(static_cast<const unsigned char*>(p));
+  return {{t.x, t.y, t.z, t.w}};
 }
-template <class T>
-__device__ __forceinline__ uint4 operand_chunk(const Pack<WIDE<T>>& u) {
-  if constexpr (sizeof(T) == 2) return pack_bf16(u);
-  else return make_uint4(to_tf32(u.v[0]), to_tf32(u.v[1]), to_tf32(u.v[2]), to_tf32(u.v[3]));
+// Zeros where the chunk does not exist.
+__device__ __forceinline__ void store_chunk(void* p, const Chunk& u, bool exists = true) {
+  store_vec(static_cast<unsigned char*>(p), make_uint4(exists ? u.word[0] : 0, exists ? u.word[1] : 0,
+                                                       exists ? u.word[2] : 0, exists ? u.word[3] : 0));
 }
 
-__device__ __forceinline__ unsigned char* chunk_at(unsigned char* rows, int row, int chunk) {
-  return rows + row * 64 + ((chunk ^ (row >> 1 & 3)) << 4);
+// Four stored numbers of a chunk from the 4·q-th on as floats, and four floats rounded to the operand in their place: in
+// fours, so that the coefficients of a whole chunk need not be in registers at once.
+template <class T>
+__device__ __forceinline__ Pack<4> four_of(const Chunk& u, int q) {
+  Pack<4> v;
+  UNROLL for (int i = 0; i < 4; i++) {
+    if constexpr (sizeof(T) == 2) {
+      const uint32_t word = u.word[2 * q + i / 2];
+      v.v[i] = __uint_as_float(i % 2 == 0 ? word << 16 : word & 0xffff0000u);
+    } else {
+      v.v[i] = __uint_as_float(u.word[i]);
+    }
+  }
+  return v;
 }
+template <class T>
+__device__ __forceinline__ void set_four(Chunk& u, int q, const Pack<4>& v) {
+  if constexpr (sizeof(T) == 2) {
+    u.word[2 * q] = bf16_pair(v.v[0], v.v[1]), u.word[2 * q + 1] = bf16_pair(v.v[2], v.v[3]);
+  } else {
+    UNROLL for (int i = 0; i < 4; i++) u.word[i] = to_tf32(v.v[i]);
+  }
+}
+
+// Any floats as a chunk of an operand.
+template <class T>
+__device__ __forceinline__ Chunk operand_chunk(const Pack<WIDE<T>>& u) {
+  Chunk out;
+  UNROLL for (int q = 0; q < WIDE<T> / 4; q++) {
+    set_four<T>(out, q, Pack<4>{{u.v[4 * q], u.v[4 * q + 1], u.v[4 * q + 2], u.v[4 * q + 3]}});
+  }
+  return out;
+}
+
+// Where a chunk lies in the rows of a stage; eight rows further it lies at the same place of its row.
+__device__ __forceinline__ int chunk_offset(int row, int chunk) { return row * 64 + ((chunk ^ (row >> 1 & 3)) << 4); }
 
 // acc += the product over `steps` steps of depth. All threads of the block call it; `memory` is free before and after.
 // ROUND: operand a is copied as it is stored and rounded when it is read.
@@ -81,37 +114,41 @@ __device__ __forceinline__ void mma_accumulate(float (&acc)[Tile::MI][Tile::NI][
   for (int step = 0; step < STAGES - 1; step++) copy(step);
   if constexpr (!A::ASYNC) {
     if (steps > 0) {
-      a.fetch(0);
-      a.store(0, stage(0));
+      UNROLL for (int part = 0; part < A::PARTS; part++) {
+        a.fetch(0, part);
+        a.store(0, part, stage(0));
+      }
     }
   }
   const int lane = threadIdx.x & 31, matrix = lane >> 3, r = lane & 7;
   const int a_row = warp_row<Tile>() + (matrix & 1) * 8 + r, b_row = warp_column<Tile>() + (matrix >> 1) * 8 + r;
+  const int a_at[2] = {chunk_offset(a_row, matrix >> 1), chunk_offset(a_row, 2 + (matrix >> 1))};
+  const int b_at[2] = {chunk_offset(b_row, matrix & 1), chunk_offset(b_row, 2 + (matrix & 1))};
   for (int step = 0; step < steps; step++) {
     cp_async_wait<STAGES - 2>();
     __syncthreads();
     copy(step + STAGES - 1);
-    if constexpr (!A::ASYNC) {
-      if (step + 1 < steps) a.fetch(step + 1);
-    }
     unsigned char* const rows = stage(step);
     UNROLL for (int k = 0; k < 2; k++) {
+      if constexpr (!A::ASYNC) {
+        if (k < A::PARTS && step + 1 < steps) a.fetch(step + 1, k);
+      }
       uint32_t af[Tile::MI][4], bf[Tile::NI][2];
       UNROLL for (int i = 0; i < Tile::MI; i++) {
-        ldmatrix_x4(af[i], chunk_at(rows, a_row + i * 16, 2 * k + (matrix >> 1)));
+        ldmatrix_x4(af[i], rows + a_at[k] + i * 16 * Tile::ROW);
         if constexpr (ROUND) {
           UNROLL for (int e = 0; e < 4; e++) af[i][e] = rounded_fragment<T>(af[i][e]);
         }
       }
       UNROLL for (int j = 0; j < Tile::NI; j += 2) {
         uint32_t pair[4];
-        ldmatrix_x4(pair, chunk_at(rows + Tile::BM * Tile::ROW, b_row + j * 8, 2 * k + (matrix & 1)));
+        ldmatrix_x4(pair, rows + b_at[k] + (Tile::BM + j * 8) * Tile::ROW);
         bf[j][0] = pair[0], bf[j][1] = pair[1], bf[j + 1][0] = pair[2], bf[j + 1][1] = pair[3];
       }
       multiply<T>(acc, af, bf);
-    }
-    if constexpr (!A::ASYNC) {
-      if (step + 1 < steps) a.store(step + 1, stage(step + 1));
+      if constexpr (!A::ASYNC) {
+        if (k + A::PARTS >= 2 && step + 1 < steps) a.store(step + 1, k + A::PARTS - 2, stage(step + 1));
+      }
     }
   }
   cp_async_wait<0>();
@@ -140,19 +177,21 @@ struct PixelOperand {
   static constexpr int CHUNK = WIDE<T>, PASS = Tile::THREADS / 4, PASSES = Tile::BM / PASS;
   static constexpr int OUTSIDE = -(1 << 30);
   static constexpr bool ASYNC = VECTOR && FORM == Form::Plain;
-  static_assert(PASS % 8 == 0, "a thread's rows share their swizzle");
+  // A tangent has two images to keep: half of its rows are in registers during each half of the product.
+  static constexpr int PARTS = FORM == Form::Tangent ? 2 : 1, PART = PASSES / PARTS;
+  static_assert(PASS % 8 == 0, "a thread's chunks share their place");
 
   const Image<T> image;
   const Divider by_channels, by_columns;
-  const int depth;
+  const int depth, place;
   int y[PASSES], x[PASSES], pixel[PASSES];  // origin: row, column, pixel number in the whole tensor
-  uint4 value[PASSES], tangent[FORM == Form::Tangent ? PASSES : 1];
+  Chunk value[PART], tangent[FORM == Form::Tangent ? PART : 1];  // of the fetched part
   int channel;      // of the fetched chunk
-  unsigned inside;  // one bit per pass
+  unsigned inside;  // one bit per fetched row
 
   __device__ __forceinline__ PixelOperand(const Image<T>& image, int tap_rows, int tap_columns)
       : image(image), by_channels(image.channels), by_columns(max(tap_columns, 1)),
-        depth(tap_rows * tap_columns * image.channels) {}
+        depth(tap_rows * tap_columns * image.channels), place(chunk_offset(threadIdx.x / 4, threadIdx.x % 4)) {}
 
   __device__ __forceinline__ static int row(int pass) { return threadIdx.x / 4 + pass * PASS; }
   __device__ __forceinline__ static int first_depth(int step) {
@@ -188,96 +227,109 @@ struct PixelOperand {
     UNROLL for (int i = 0; i < PASSES; i++) {
       Offset at;
       const bool ok = locate(here, i, at);
-      cp_async16(chunk_at(rows, row(i), threadIdx.x % 4), image.source.x + at, ok);
+      cp_async16(rows + place + i * PASS * Tile::ROW, image.source.x + at, ok);
     }
   }
 
-  __device__ __forceinline__ void fetch(int step) {
+  __device__ __forceinline__ void fetch(int step, int part) {
     if constexpr (VECTOR) {
       const Tap here = tap(first_depth(step));
       channel = here.exists ? here.c : 0;
       inside = 0;
-      UNROLL for (int i = 0; i < PASSES; i++) {
+      UNROLL for (int i = 0; i < PART; i++) {
         Offset at;
-        if (locate(here, i, at)) {
-          value[i] = load_vec<uint4>(image.source.x + at);
+        value[i] = {};
+        if constexpr (FORM == Form::Tangent) tangent[i] = {};
+        if (locate(here, part * PART + i, at)) {
+          value[i] = load_chunk(image.source.x + at);
           inside |= 1u << i;
           if constexpr (FORM == Form::Tangent) {
-            tangent[i] = image.tangent.tx != nullptr ? load_vec<uint4>(image.tangent.tx + at) : make_uint4(0, 0, 0, 0);
+            if (image.tangent.tx != nullptr) tangent[i] = load_chunk(image.tangent.tx + at);
           }
         }
       }
     }
   }
 
-  // What is pending on the values x (and tangents tx) of W channels from c on. Padding never comes here: it stays zero.
-  template <int W>
-  __device__ __forceinline__ Pack<W> evaluate(const Pack<W>& x, const Pack<W>& tx, int c) const {
-    if constexpr (FORM == Form::Plain) return x;
-    const Affine<W> affine(image.source, image.channels, c);
-    const bool relu = image.source.relu != 0;
-    if constexpr (FORM == Form::Forward) {
-      return source_forward(affine, relu, x);
+  // What is pending on W channels from c on, for values x(i) and tangents tx(i) of a part's rows. The caller drops what lies
+  // outside: padding stays zero.
+  template <int W, class Value, class Rate>
+  __device__ __forceinline__ void evaluate(int c, Value x, Rate tx, Pack<W> (&out)[PART]) const {
+    if constexpr (FORM == Form::Plain) {
+      UNROLL for (int i = 0; i < PART; i++) out[i] = x(i);
     } else {
-      return source_tangent(affine, relu, Slope<W>(image.tangent.slope, image.channels, c), x, tx);
+      const Affine<W> affine(image.source, image.channels, c);
+      const bool relu = image.source.relu != 0;
+      if constexpr (FORM == Form::Forward) {
+        UNROLL for (int i = 0; i < PART; i++) out[i] = source_forward(affine, relu, x(i));
+      } else {
+        const Slope<W> slope(image.tangent.slope, image.channels, c);
+        UNROLL for (int i = 0; i < PART; i++) out[i] = source_tangent(affine, relu, slope, x(i), tx(i));
+      }
     }
   }
 
-  __device__ __forceinline__ void store(int step, unsigned char* rows) {
+  __device__ __forceinline__ void store(int step, int part, unsigned char* rows) {
     if constexpr (VECTOR) {
-      UNROLL for (int i = 0; i < PASSES; i++) {
-        uint4 chunk = make_uint4(0, 0, 0, 0);
-        if (inside >> i & 1) {
-          Pack<CHUNK> tx = {};
-          if constexpr (FORM == Form::Tangent) tx = from_chunk<T>(tangent[i]);
-          chunk = operand_chunk<T>(evaluate(from_chunk<T>(value[i]), tx, channel));
-        }
-        store_vec(chunk_at(rows, row(i), threadIdx.x % 4), chunk);
+      UNROLL for (int q = 0; q < CHUNK / 4; q++) {
+        Pack<4> four[PART];
+        evaluate(channel + 4 * q, [&](int i) { return four_of<T>(value[i], q); },
+                 [&](int i) { return four_of<T>(tangent[i], q); }, four);
+        UNROLL for (int i = 0; i < PART; i++) set_four<T>(value[i], q, four[i]);
+      }
+      UNROLL for (int i = 0; i < PART; i++) {
+        store_chunk(rows + place + (part * PART + i) * PASS * Tile::ROW, value[i], inside >> i & 1);
       }
     } else {
-      Pack<CHUNK> out[PASSES] = {};
+      Pack<CHUNK> out[PART] = {};
       UNROLL for (int e = 0; e < CHUNK; e++) {
         const Tap here = tap(first_depth(step) + e);
-        UNROLL for (int i = 0; i < PASSES; i++) {
+        Pack<1> x[PART], tx[PART], one[PART];
+        bool ok[PART];
+        UNROLL for (int i = 0; i < PART; i++) {
           Offset at;
-          if (locate(here, i, at)) {
-            Pack<1> tx = {};
+          ok[i] = locate(here, part * PART + i, at);
+          x[i] = tx[i] = {};
+          if (ok[i]) {
+            x[i] = load_pack<1>(image.source.x + at);
             if constexpr (FORM == Form::Tangent) {
-              if (image.tangent.tx != nullptr) tx = load_pack<1>(image.tangent.tx + at);
+              if (image.tangent.tx != nullptr) tx[i] = load_pack<1>(image.tangent.tx + at);
             }
-            out[i].v[e] = evaluate(load_pack<1>(image.source.x + at), tx, here.c).v[0];
           }
         }
+        evaluate(here.exists ? here.c : 0, [&](int i) { return x[i]; }, [&](int i) { return tx[i]; }, one);
+        UNROLL for (int i = 0; i < PART; i++) out[i].v[e] = ok[i] ? one[i].v[0] : 0.0f;
       }
-      UNROLL for (int i = 0; i < PASSES; i++) {
-        store_vec(chunk_at(rows, row(i), threadIdx.x % 4), operand_chunk<T>(out[i]));
+      UNROLL for (int i = 0; i < PART; i++) {
+        store_chunk(rows + place + (part * PART + i) * PASS * Tile::ROW, operand_chunk<T>(out[i]));
       }
     }
   }
 };
 
-// Operand b: rows of a matrix [rows][pitch] that filters.cu has written, pitch a whole number of chunks.
+// Operand b: rows of a matrix [rows][pitch] that filters.cu has written, the depth filled up to whole chunks.
 template <class T, class Tile>
 struct FilterOperand {
   static constexpr int CHUNK = WIDE<T>, PASS = Tile::THREADS / 4, PASSES = Tile::BN / PASS;
 
-  const T* row[PASSES];  // null behind the last
-  const T* matrix;       // an address that exists
-  const int chunks;
+  const T* matrix;
+  const int depth, place;
+  int start[PASSES];  // of this thread's rows; negative behind the last row
 
-  __device__ __forceinline__ FilterOperand(const T* matrix, int first, int rows, int pitch)
-      : matrix(matrix), chunks(pitch / CHUNK) {
+  __device__ __forceinline__ FilterOperand(const T* matrix, int first, int rows, int depth)
+      : matrix(matrix), depth(depth), place(chunk_offset(threadIdx.x / 4, threadIdx.x % 4)) {
+    const int pitch = filter_pitch<T>(depth);
     UNROLL for (int i = 0; i < PASSES; i++) {
       const int n = first + static_cast<int>(threadIdx.x) / 4 + i * PASS;
-      row[i] = n < rows ? matrix + Offset(n) * pitch : nullptr;
+      start[i] = n < rows ? n * pitch : -1;
     }
   }
 
   __device__ __forceinline__ void copy(int step, unsigned char* rows) const {
-    const int chunk = step * 4 + static_cast<int>(threadIdx.x) % 4;
+    const int d = (step * 4 + static_cast<int>(threadIdx.x) % 4) * CHUNK;
     UNROLL for (int i = 0; i < PASSES; i++) {
-      const bool ok = row[i] != nullptr && chunk < chunks;
-      cp_async16(chunk_at(rows, threadIdx.x / 4 + i * PASS, threadIdx.x % 4), ok ? row[i] + chunk * CHUNK : matrix, ok);
+      const bool ok = start[i] >= 0 && d < depth;
+      cp_async16(rows + place + i * PASS * Tile::ROW, matrix + (ok ? start[i] + d : 0), ok);
     }
   }
 };

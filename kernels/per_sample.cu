@@ -62,7 +62,7 @@ __device__ __forceinline__ void conv_contract_mma(unsigned char* memory, float* 
   float acc[Tile::MI][Tile::NI][4] = {};
   PixelOperand<T, Tile, VECTOR, Form::Forward, 1> a(Image<T>{x, {}, shape.h, shape.w, shape.c}, shape.r, shape.s);
   window_origins(a, shape, at.m0);
-  FilterOperand<T, Tile> b(tw, at.n0, shape.k, filter_pitch<T>(a.depth));
+  FilterOperand<T, Tile> b(tw, at.n0, shape.k, a.depth);
   mma_accumulate<T, Tile, false>(acc, memory, mma_steps<T>(a.depth), a, b);
   float* product = reinterpret_cast<float*>(memory);
   mma_lay_out<Tile>(product, acc);

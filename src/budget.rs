@@ -17,6 +17,26 @@ pub enum MetaDepth {
     Stages(u32),
 }
 
+/// Budgets of the meta pass by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum MetaBudget {
+    /// The gradient of the whole network
+    Full,
+    /// The gradient of the last two stages and the head
+    Fast,
+}
+
+impl MetaBudget {
+    /// Depth in a network of `stages` stages.
+    pub fn depth(self, stages: usize) -> MetaDepth {
+        match self {
+            MetaBudget::Full => MetaDepth::All,
+            MetaBudget::Fast => MetaDepth::Stages(stages.min(2) as u32),
+        }
+    }
+}
+
 impl MetaDepth {
     /// Error::Config where a network of `stages` stages has not as many.
     pub fn check(self, stages: usize) -> Result<()> {

@@ -1,7 +1,8 @@
 //! Several methods on the same data: for each seed and noise rate, all of them get the same clean set, the same noisy
 //! labels and the same initial weights. A method with a meta pass may be there at several budgets.
 
-use std::fmt::Write;
+mod text;
+
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -57,7 +58,7 @@ impl Variant {
         RunConfig {
             method: self.method,
             meta_batch: self.meta_batch.or(base.meta_batch),
-            meta_depth: self.meta_depth.unwrap_or(base.meta_depth),
+            meta_depth: self.meta_depth.or(base.meta_depth),
             ..base.clone()
         }
     }
@@ -142,6 +143,8 @@ pub struct Comparison {
     pub costs: Vec<Cost>,
     /// Runs that went on side by side: times are those under this load.
     pub side_by_side: usize,
+    /// CPU threads of a run and of a measured step; null: one per core.
+    pub threads: Option<usize>,
     pub runs: Vec<Row>,
 }
 
@@ -227,15 +230,15 @@ impl Plan {
         (self.base.threads.unwrap_or(cores), Some(1))
     }
 
-    /// Trains everything in [`Plan::runs`]. `progress` hears of every step (images, None) and of every run's end (0, its summary), from
-    /// several threads.
+    /// Trains everything in [`Plan::runs`]. `progress` hears of every step (images, None) and of every run's end (0, its
+    /// variant and summary), from several threads.
     ///
     /// # Errors
     /// The first run's that fails; the others are given up.
     pub fn run(
         &self,
         runs: &[(Variant, RunConfig)],
-        progress: impl Fn(usize, Option<&Summary>) + Sync,
+        progress: impl Fn(usize, Option<(&Variant, &Summary)>) + Sync,
     ) -> Result<Comparison> {
         let (side_by_side, threads) = self.side_by_side();
         let side_by_side = side_by_side.min(runs.len()).max(1);
@@ -244,10 +247,13 @@ impl Plan {
         let work = || {
             while !failed.load(Ordering::Relaxed) {
                 let index = next.fetch_add(1, Ordering::Relaxed);
-                let Some((_, config)) = runs.get(index) else {
+                let Some((variant, config)) = runs.get(index) else {
                     return;
                 };
-                let result = train(config.clone(), threads, &failed, &progress);
+                let result = train(config.clone(), threads, &failed, &|images| progress(images, None));
+                if let Ok(summary) = &result {
+                    progress(0, Some((variant, summary)));
+                }
                 failed.fetch_or(result.is_err(), Ordering::Relaxed);
                 done.lock()
                     .expect("no thread panics while it holds this")
@@ -274,11 +280,18 @@ impl Plan {
                 summary: result?,
             });
         }
-        let costs = self.costs(threads)?;
-        Ok(self.tabulate(rows, costs, side_by_side))
+        let (table, differences) = self.tabulate(&rows);
+        Ok(Comparison {
+            table,
+            differences,
+            costs: self.costs(threads)?,
+            side_by_side,
+            threads,
+            runs: rows,
+        })
     }
 
-    fn tabulate(&self, runs: Vec<Row>, costs: Vec<Cost>, side_by_side: usize) -> Comparison {
+    fn tabulate(&self, runs: &[Row]) -> (Vec<Cell>, Vec<Difference>) {
         // In the order of the seeds, which is that of `runs`.
         let of = |variant: &Variant, noise: f64, get: fn(&Summary) -> f64| -> Vec<f64> {
             let name = variant.name();
@@ -327,13 +340,7 @@ impl Plan {
                 });
             }
         }
-        Comparison {
-            table,
-            differences,
-            costs,
-            side_by_side,
-            runs,
-        }
+        (table, differences)
     }
 }
 
@@ -342,7 +349,7 @@ fn train(
     mut config: RunConfig,
     threads: Option<usize>,
     given_up: &AtomicBool,
-    progress: &(impl Fn(usize, Option<&Summary>) + Sync),
+    progress: &(impl Fn(usize) + Sync),
 ) -> Result<Summary> {
     let task = prepare(&mut config)?;
     let (device, precision) = (config.device, config.precision);
@@ -366,136 +373,15 @@ struct Run<'a, P> {
     progress: &'a P,
 }
 
-impl<P: Fn(usize, Option<&Summary>)> Visitor for Run<'_, P> {
+impl<P: Fn(usize)> Visitor for Run<'_, P> {
     type Output = Summary;
 
     fn visit<D: Device>(self, device: D) -> Result<Summary> {
         let mut trainer = Trainer::new(device, self.config, self.task)?;
         while !trainer.is_done() && !self.given_up.load(Ordering::Relaxed) {
-            trainer.epoch(|images| (self.progress)(images, None))?;
+            trainer.epoch(self.progress)?;
         }
-        let summary = summary(&trainer)?;
-        (self.progress)(0, Some(&summary));
-        Ok(summary)
-    }
-}
-
-impl Comparison {
-    /// The tables, in Markdown.
-    pub fn markdown(&self) -> String {
-        let mut rows = vec![words(&[
-            "noise",
-            "wrong labels",
-            "method",
-            "last epoch",
-            "best epoch",
-            "n",
-            "seconds",
-        ])];
-        rows.push(words(&["--:", "--:", "---", "--:", "--:", "--:", "--:"]));
-        rows.extend(self.table.iter().map(|cell| {
-            vec![
-                format!("{:.0} %", 100.0 * cell.noise),
-                cell.noise_realised
-                    .map_or("-".into(), |r| format!("{:.1} %", 100.0 * r.mean)),
-                cell.variant.clone(),
-                percent(&cell.last),
-                percent(&cell.best),
-                cell.last.n.to_string(),
-                plus_minus(&cell.seconds, 1.0, 1),
-            ]
-        }));
-        let mut text = table(&rows);
-        if !self.differences.is_empty() {
-            let mut rows = vec![words(&[
-                "noise",
-                "paired difference, last epoch",
-                "points",
-                "lowest",
-                "ahead in",
-            ])];
-            rows.push(words(&["--:", "---", "--:", "--:", "--:"]));
-            rows.extend(self.differences.iter().map(|d| {
-                vec![
-                    format!("{:.0} %", 100.0 * d.noise),
-                    format!("{} − {}", d.variant, d.against),
-                    percent(&d.last),
-                    format!("{:+.2}", 100.0 * d.last.min),
-                    format!("{} of {}", d.ahead, d.last.n),
-                ]
-            }));
-            text = format!("{text}\n{}", table(&rows));
-        }
-        if !self.costs.is_empty() {
-            let mut rows = vec![words(&[
-                "step",
-                "ordinary steps by operations",
-                "measured",
-                "10 to 90 % of windows",
-                "ms",
-            ])];
-            rows.push(words(&["---", "--:", "--:", "--:", "--:"]));
-            rows.extend(self.costs.iter().map(|cost| {
-                let step = &cost.step;
-                vec![
-                    cost.variant.clone(),
-                    format!("{:.3}", step.operations),
-                    format!("{:.3}", step.ratio),
-                    format!("{:.3} to {:.3}", step.ratio_p10, step.ratio_p90),
-                    format!("{:.2}", 1e3 * step.meta_seconds),
-                ]
-            }));
-            text = format!("{text}\n{}", table(&rows));
-        }
-        let _ = writeln!(
-            text,
-            "\nAccuracy in % on the test split, mean ± standard deviation over n seeds. The best epoch is chosen on the \
-             test split. Seconds of one run, {} side by side.",
-            self.side_by_side
-        );
-        text
-    }
-
-    /// One line a run.
-    pub fn csv(&self) -> String {
-        let mut text =
-            "variant,noise,seed,noise_realised,last_accuracy,best_accuracy,best_epoch,seconds,weights_sha256\n".to_owned();
-        for Row {
-            variant,
-            noise,
-            summary: s,
-        } in &self.runs
-        {
-            let realised = s.noise_realised.map_or(String::new(), |r| r.to_string());
-            let _ = writeln!(
-                text,
-                "\"{variant}\",{noise},{},{realised},{},{},{},{:.3},{}",
-                s.seed, s.last_accuracy, s.best_accuracy, s.best_epoch, s.seconds, s.weights_sha256,
-            );
-        }
-        text
-    }
-}
-
-fn words(words: &[&str]) -> Vec<String> {
-    words.iter().map(|w| (*w).to_owned()).collect()
-}
-
-fn table(rows: &[Vec<String>]) -> String {
-    rows.iter()
-        .map(|cells| format!("| {} |\n", cells.join(" | ")))
-        .collect()
-}
-
-fn percent(spread: &Spread) -> String {
-    plus_minus(spread, 100.0, 2)
-}
-
-fn plus_minus(spread: &Spread, factor: f64, digits: usize) -> String {
-    let mean = factor * spread.mean;
-    match spread.std {
-        Some(std) => format!("{mean:.digits$} ± {:.digits$}", factor * std),
-        None => format!("{mean:.digits$}"),
+        summary(&trainer)
     }
 }
 

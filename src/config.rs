@@ -9,7 +9,7 @@ use clap::builder::RangedU64ValueParser;
 use clap::{Args, Command, FromArgMatches};
 use serde::{Deserialize, Serialize};
 
-use crate::budget::MetaDepth;
+use crate::budget::{MetaBudget, MetaDepth};
 use crate::data::noise::NoiseKind;
 use crate::device::Normalise;
 use crate::device::choice::{DeviceChoice, Precision};
@@ -142,13 +142,18 @@ pub struct RunConfig {
     #[arg(long, help_heading = "Method")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub warm_up: Option<u32>,
+    /// Cost of the meta pass by name: what --meta-depth is unless given
+    #[arg(long, value_enum, default_value_t = MetaBudget::Full, help_heading = "Method")]
+    pub meta_budget: MetaBudget,
     /// Clean images per step [default: as --batch, or all there are]
     #[arg(long, help_heading = "Method")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub meta_batch: Option<u32>,
-    /// Stages whose parameters the meta gradient covers, from the last one on, with the head (0: the head alone), or all
-    #[arg(long, default_value_t = MetaDepth::All, help_heading = "Method")]
-    pub meta_depth: MetaDepth,
+    /// Stages that the meta gradient covers with the head, from the last one on (0: the head alone), or all [default: as
+    /// --meta-budget says]
+    #[arg(long, value_name = "STAGES", help_heading = "Method")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub meta_depth: Option<MetaDepth>,
     /// Virtual step: the real optimizer's, or plain SGD
     #[arg(long, value_enum, default_value_t = VirtualStep::Momentum, help_heading = "Method")]
     pub virtual_step: VirtualStep,
@@ -272,6 +277,8 @@ impl RunConfig {
                 self.meta_per_class.get_or_insert(DEFAULT_META_PER_CLASS);
             }
         }
+        let stages = self.blocks.len();
+        self.meta_depth.get_or_insert(self.meta_budget.depth(stages));
         let last = self.epochs.saturating_sub(1);
         let warm_up = *self.warm_up.get_or_insert(DEFAULT_WARM_UP.min(last));
         self.check()?;
@@ -301,6 +308,11 @@ impl RunConfig {
     /// Whether the dataset is the one inside the binary.
     pub fn is_bundled(&self) -> bool {
         self.data == Path::new(BUNDLED)
+    }
+
+    /// Depth of the meta gradient; set by [`RunConfig::resolve`].
+    pub fn depth(&self) -> MetaDepth {
+        self.meta_depth.unwrap_or_default()
     }
 
     /// Epochs of plain cross-entropy; set by [`RunConfig::resolve`].
@@ -396,7 +408,7 @@ impl RunConfig {
                 ));
             }
         }
-        self.meta_depth.check(self.blocks.len())?;
+        self.depth().check(self.blocks.len())?;
         if self.pad > 1024 {
             return Err(Error::config(
                 "--pad",
@@ -412,7 +424,7 @@ impl RunConfig {
     pub fn engine_options(&self) -> EngineOptions {
         EngineOptions {
             virtual_step: self.virtual_step,
-            meta_depth: self.meta_depth,
+            meta_depth: self.depth(),
             inner_product: self.inner_product,
             norm: self.norm,
             normalise: match self.weights {

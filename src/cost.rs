@@ -16,7 +16,7 @@ use crate::{Error, Result, budget};
 
 /// Windows of one ordinary and one meta step each: at least so many, and for at least so long, but no more than so many.
 const FEWEST: usize = 9;
-const SHORTEST: Duration = Duration::from_secs(3);
+const SHORTEST: Duration = Duration::from_secs(2);
 const MOST: usize = 401;
 
 /// A meta step in ordinary steps: cross-entropy on the same train batch.
@@ -63,7 +63,7 @@ impl Visitor for Measurement<'_> {
             config.batch as usize,
             config.meta_batch.unwrap_or(config.batch) as usize,
         );
-        let operations = budget::operations(&program, n, m, &config.meta_depth.reach(&program)?);
+        let operations = budget::operations(&program, n, m, &config.depth().reach(&program)?);
         let pixels = program.rows(program.input(), 1).len();
         let classes = program.classes() as u32;
         let model = Model::new(&device, program, config.init, config.seed)?;

@@ -11,6 +11,7 @@ use crate::device::{
 };
 use crate::model::{Model, read};
 use crate::net::{Pass, Plan, Program, Reach, Reuse};
+use crate::phase::{Began, Phases};
 use crate::{Error, Result};
 
 /// Where v = ∇f_val is taken.
@@ -144,7 +145,7 @@ impl Entries {
 }
 
 /// Places of images, ids and labels of one input, and the bytes they take.
-fn feed_layout(program: &Program, largest: usize, act: usize) -> ([Region; 3], usize) {
+pub(crate) fn feed_layout(program: &Program, largest: usize, act: usize) -> ([Region; 3], usize) {
     let mut layout = Layout::default();
     let image = program.rows(program.input(), 1).len();
     let regions = [
@@ -213,6 +214,7 @@ pub struct Engine<D: Device> {
     train: Feed<D>,
     meta: Feed<D>,
     bytes: usize,
+    pub(crate) phases: Phases<D>,
 }
 
 /// What one step computed, on the host. Losses, raw weights and weights per entry.
@@ -342,12 +344,18 @@ impl<D: Device> Engine<D> {
             full,
             meta_reach,
             bytes,
+            phases: Phases::new(),
         })
     }
 
     /// Device memory held, in bytes.
     pub fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// Begins (`true`) or ends recording where the phases of each step begin; returns what was recorded.
+    pub fn record_phases(&self, on: bool) -> Vec<Began<D>> {
+        self.phases.record(on)
     }
 
     /// The normalised value of every byte: `[C][256]`.

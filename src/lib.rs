@@ -13,6 +13,7 @@
 
 pub mod arch;
 pub mod atomic;
+pub mod bench;
 pub mod budget;
 pub mod commands;
 pub mod compare;
@@ -29,6 +30,8 @@ mod layer;
 pub mod meta_step;
 pub mod model;
 pub mod net;
+mod nvtx;
+pub mod phase;
 pub mod random;
 pub mod recipe;
 pub mod run_folder;

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 use l2b::Result;
-use l2b::commands::{compare, data, devices, eval, meta_step, predict, train};
+use l2b::commands::{bench, compare, data, devices, eval, meta_step, predict, train};
 
 /// Training image networks on wrongly labelled data
 #[derive(Parser)]
@@ -26,6 +26,7 @@ enum Command {
     MetaStep(meta_step::MetaStepArgs),
     Compare(Box<compare::CompareArgs>),
     Data(data::DataArgs),
+    Bench(Box<bench::BenchArgs>),
     /// List what can compute
     Devices,
 }
@@ -38,6 +39,7 @@ fn run(command: &Command, out: &mut impl Write) -> Result<()> {
         Command::MetaStep(args) => meta_step::run(args),
         Command::Compare(args) => compare::run(args, out),
         Command::Data(args) => data::run(args, out),
+        Command::Bench(args) => bench::run(args, out),
         Command::Devices => devices::run(out),
     }
 }

@@ -241,11 +241,19 @@ impl Input<'_> {
     }
 }
 
-/// Reads `input`, does the step on `device`, writes `output` (whole or not at all).
+/// A batch read from a file, on a device, with all that the step needs.
+pub struct Loaded<D: Device> {
+    pub engine: Engine<D>,
+    pub params: StepParams,
+    /// Train and meta images.
+    pub sizes: (usize, usize),
+}
+
+/// Reads `input`: network, batches and settings.
 ///
 /// # Errors
 /// `Data` names the file, tensor or metadata key that is not as it should be.
-pub fn run<D: Device>(device: D, input: &Path, output: &Path, inner_product: InnerProduct) -> Result<()> {
+pub fn load<D: Device>(device: D, input: &Path, inner_product: InnerProduct) -> Result<Loaded<D>> {
     let (tensors, metadata) = tensor_file::read(input)?;
     let settings = metadata
         .get("l2b")
@@ -289,23 +297,36 @@ pub fn run<D: Device>(device: D, input: &Path, output: &Path, inner_product: Inn
     let mut engine = Engine::new(device, model, options, &[n, m], Reuse::ByLifetime)?;
     engine.feed(Slot::Train, Images::Values(&train.0), &train.1)?;
     engine.feed(Slot::Meta, Images::Values(&val.0), &val.1)?;
-    engine.step(
-        Objective::L2b,
-        &StepParams {
-            lr: settings.lr,
-            lambda: settings.lambda,
-            eta: settings.eta,
-            mu: settings.mu,
-            weight_decay: settings.wd,
-            clip: settings.clip,
-            seed: 0,
-            step: 0,
-            reserved: 0,
-        },
-    )?;
+    let params = StepParams {
+        lr: settings.lr,
+        lambda: settings.lambda,
+        eta: settings.eta,
+        mu: settings.mu,
+        weight_decay: settings.wd,
+        clip: settings.clip,
+        seed: 0,
+        step: 0,
+        reserved: 0,
+    };
+    Ok(Loaded {
+        engine,
+        params,
+        sizes: (n, m),
+    })
+}
+
+/// Reads `input`, does the step on `device`, writes `output` (whole or not at all).
+///
+/// # Errors
+/// Those of [`load`]; `Diverged` where the step gives no numbers.
+pub fn run<D: Device>(device: D, input: &Path, output: &Path, inner_product: InnerProduct) -> Result<()> {
+    let Loaded {
+        mut engine, params, ..
+    } = load(device, input, inner_product)?;
+    engine.step(Objective::L2b, &params)?;
     let outcome = engine.outcome(Objective::L2b)?;
     engine.check(0, &outcome)?;
-    atomic::write_file(output, &encode(&engine, &outcome, &settings)?)
+    atomic::write_file(output, &encode(&engine, &outcome)?)
 }
 
 fn load_model<D: Device>(device: &D, file: &Input, program: Program) -> Result<Model<D>> {
@@ -346,13 +367,17 @@ fn load_model<D: Device>(device: &D, file: &Input, program: Program) -> Result<M
 }
 
 /// The output file's bytes: floats as F64 where the device computes in f64, else as F32.
-fn encode<D: Device>(engine: &Engine<D>, outcome: &Outcome, settings: &Settings) -> Result<Vec<u8>> {
+fn encode<D: Device>(engine: &Engine<D>, outcome: &Outcome) -> Result<Vec<u8>> {
     let n = outcome.loss_real.len();
     let mut tensors = BTreeMap::new();
     let mut put = |name: &str, shape: &[usize], values: Vec<f64>| {
         tensors.insert(name.to_owned(), Stored::floats::<D::Real>(shape, &values));
     };
-    put("logits", &[n, settings.num_classes], engine.read_logits()?);
+    put(
+        "logits",
+        &[n, engine.model.program.classes()],
+        engine.read_logits()?,
+    );
     put("loss_real", &[n], outcome.loss_real.clone());
     put("loss_pseudo", &[n], outcome.loss_pseudo.clone());
     put("alpha_raw", &[n], outcome.alpha_raw.clone());
@@ -371,7 +396,7 @@ fn encode<D: Device>(engine: &Engine<D>, outcome: &Outcome, settings: &Settings)
             put(&format!("{prefix}.{name}"), &tensor.shape, tensor.values);
         }
     }
-    if settings.norm == NormMode::Batch {
+    if engine.options.norm == NormMode::Batch {
         for (name, tensor) in model.read_running(&engine.device)? {
             put(&format!("running.{name}"), &tensor.shape, tensor.values);
         }

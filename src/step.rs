@@ -14,6 +14,7 @@ use crate::device::{Device, Mem, Statistics, StepParams, Targets};
 use crate::engine::{Engine, InnerProduct, NormMode, Outcome, Slot, VirtualStep};
 use crate::model::read;
 use crate::net::{Pass, Sink};
+use crate::phase::Phase;
 use crate::{Error, Result};
 
 /// What a step minimises.
@@ -58,6 +59,7 @@ impl<D: Device> Engine<D> {
         if objective.is_meta() {
             self.meta_gradient()?;
         }
+        self.enter(Phase::TrainForward)?;
         let statistics = self.statistics(true);
         let pass = self.pass(Slot::Train, self.model.theta(), statistics);
         self.load_input(Slot::Train, pass.input())?;
@@ -72,6 +74,7 @@ impl<D: Device> Engine<D> {
                 self.step_span(),
             )?;
         }
+        self.enter(Phase::Backward)?;
         let (real, pseudo) = self.weights_of(objective);
         self.device.cross_entropy_backward(
             self.loss_shape(Slot::Train),
@@ -81,12 +84,19 @@ impl<D: Device> Engine<D> {
             pseudo.map(|weights| (self.pseudo_labels(), weights)),
         )?;
         pass.backward(&Sink::Gradient(self.model.flat(&self.gradient)))?;
-        self.update()
+        self.enter(Phase::Optimizer)?;
+        self.update()?;
+        self.phases.enter(&self.device, None)
+    }
+
+    fn enter(&self, phase: Phase) -> Result<()> {
+        self.phases.enter(&self.device, Some(phase))
     }
 
     /// v ← ∇ mean f_val at θ̂, over the parameters that v covers; it stays zero elsewhere. Leaves θ, momentum and running
     /// statistics alone.
     pub fn meta_gradient(&self) -> Result<()> {
+        self.enter(Phase::MetaForward)?;
         let theta_hat = match self.options.virtual_step {
             VirtualStep::Plain => self.model.theta(),
             VirtualStep::Momentum => {
@@ -103,6 +113,7 @@ impl<D: Device> Engine<D> {
         let labels = self.labels(Slot::Meta);
         self.device
             .cross_entropy(shape, self.meta_loss(), pass.output(), labels)?;
+        self.enter(Phase::MetaBackward)?;
         let uniform = self.entry(Slot::Meta, |e| e.uniform);
         self.device.cross_entropy_backward(
             shape,
@@ -129,6 +140,7 @@ impl<D: Device> Engine<D> {
 
     /// raw ← ⟨v, ∇f_i⟩ and, for L2B, ⟨v, ∇g_i⟩.
     fn inner_products(&self, objective: Objective, pass: &Pass<D>) -> Result<()> {
+        self.enter(Phase::Tangent)?;
         let shape = self.loss_shape(Slot::Train);
         let v = self.model.flat(&self.v);
         let rows = [self.labels(Slot::Train), self.pseudo_labels()];
@@ -138,6 +150,7 @@ impl<D: Device> Engine<D> {
         match self.options.inner_product {
             InnerProduct::Tangent => {
                 pass.tangent(v)?;
+                self.enter(Phase::Weights)?;
                 for (row, targets) in rows.enumerate() {
                     let raw = self.row(self.entry(Slot::Train, |e| e.raw), row);
                     self.device
@@ -162,6 +175,7 @@ impl<D: Device> Engine<D> {
                         scratch: self.model.flat(&self.gradient),
                     })?;
                 }
+                self.enter(Phase::Weights)?;
             }
         }
         Ok(())

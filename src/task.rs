@@ -14,7 +14,7 @@ use crate::data::split::{Subset, draw_per_class, train_and_meta};
 use crate::{Error, Result};
 
 /// Splits that every dataset to train on has.
-const TRAIN: &str = "train";
+pub(crate) const TRAIN: &str = "train";
 const TEST: &str = "test";
 
 /// A dataset, prepared for a run.

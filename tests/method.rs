@@ -1,6 +1,8 @@
 //! The method's properties (METHOD 1.8, P1 to P12; P13 needs a trained network and stands in `tests/train.rs`) on
 //! `Cpu<f64>`: the engine against the definition, not against itself.
 
+#[path = "method/budget.rs"]
+mod budget;
 #[path = "common/network.rs"]
 mod network;
 
@@ -72,6 +74,10 @@ const PLAIN_SGD: StepParams = StepParams {
 
 /// An engine at the parameters of `net` with random momentum, fed with the two batches.
 fn engine(options: EngineOptions, train: &Data, val: &Data) -> Engine<Cpu<f64>> {
+    engine_in(Reuse::ByLifetime, options, train, val)
+}
+
+fn engine_in(reuse: Reuse, options: EngineOptions, train: &Data, val: &Data) -> Engine<Cpu<f64>> {
     let reference = net(1);
     let model = Model::new(&cpu(), program(), Init::He, 0).unwrap();
     let mut engine = Engine::new(
@@ -79,7 +85,7 @@ fn engine(options: EngineOptions, train: &Data, val: &Data) -> Engine<Cpu<f64>> 
         model,
         options,
         &[train.labels.len(), val.labels.len()],
-        Reuse::ByLifetime,
+        reuse,
     )
     .unwrap();
     set_flat(&engine, |e| &e.model.params, &reference.params());
@@ -579,27 +585,6 @@ fn p12_sign_and_order() {
     let pick = |values: &[f64]| order.iter().map(|&i| values[i]).collect::<Vec<_>>();
     close("alpha", &b.alpha_raw, &pick(&a.alpha_raw), 1e-10);
     close("beta", &b.beta_raw, &pick(&a.beta_raw), 1e-10);
-}
-
-/// Tangent and contraction agree where both are exact.
-#[test]
-fn both_inner_products_agree_under_frozen_statistics() {
-    let (train, val) = (Data::train(), Data::val());
-    let with = |inner_product| {
-        let options = EngineOptions {
-            inner_product,
-            norm: NormMode::Frozen,
-            ..EngineOptions::default()
-        };
-        let o = step(options, &PARAMS, &train, &val);
-        [o.alpha_raw, o.beta_raw].concat()
-    };
-    close(
-        "raw",
-        &with(InnerProduct::Contraction),
-        &with(InnerProduct::Tangent),
-        1e-11,
-    );
 }
 
 /// Clipping scales the gradient to the bound, before weight decay enters.

@@ -10,7 +10,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::print;
 use crate::atomic::{self, NewFolder};
 use crate::budget::MetaDepth;
-use crate::compare::{Comparison, Plan};
+use crate::compare::{Comparison, Plan, Variant};
 use crate::config::Method;
 use crate::recipe::ConfigArgs;
 use crate::run_folder::{Summary, check_free, default_path};
@@ -146,11 +146,12 @@ pub fn run(args: &CompareArgs, out: &mut impl Write) -> Result<()> {
     let bar = progress_bar(per_epoch * u64::from(resolved.epochs) * runs.len() as u64);
     let comparison = plan.run(&runs, |images, finished| {
         bar.inc(images as u64);
-        if let Some(summary) = finished {
+        if let Some((variant, summary)) = finished {
+            let line = line(variant, summary);
             if bar.is_hidden() {
-                eprintln!("{}", line(summary));
+                eprintln!("{line}");
             } else {
-                bar.println(line(summary));
+                bar.println(line);
             }
         }
     });
@@ -187,10 +188,10 @@ fn progress_bar(images: u64) -> ProgressBar {
     bar
 }
 
-fn line(s: &Summary) -> String {
+fn line(variant: &Variant, s: &Summary) -> String {
     format!(
-        "{:<9}  noise {:>5.2} %  seed {:>3}  last {:>6.2} %  best {:>6.2} %  {:>5.1} s",
-        s.method,
+        "{:<20}  noise {:>5.2} %  seed {:>3}  last {:>6.2} %  best {:>6.2} %  {:>5.1} s",
+        variant.name(),
         100.0 * s.noise_realised.unwrap_or(0.0),
         s.seed,
         100.0 * s.last_accuracy,

@@ -1,5 +1,6 @@
 //! The subcommands of the binary: arguments, and functions that do the work through the library and print to `out`.
 
+pub mod bench;
 pub mod compare;
 pub mod data;
 pub mod devices;

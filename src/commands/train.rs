@@ -178,7 +178,7 @@ fn head<D: Device>(device: &D, config: &RunConfig, task: &Task, bytes: usize) ->
         let m = config.meta_batch.unwrap_or(config.batch);
         format!(
             "meta    {m} clean images a step, {}; {:.2} ordinary steps by operation count\n",
-            match config.meta_depth {
+            match config.depth() {
                 MetaDepth::All => "gradient of the whole network".to_owned(),
                 MetaDepth::Stages(0) => "gradient of the head".to_owned(),
                 MetaDepth::Stages(count) => format!(
@@ -190,7 +190,7 @@ fn head<D: Device>(device: &D, config: &RunConfig, task: &Task, bytes: usize) ->
                 &program,
                 config.batch as usize,
                 m as usize,
-                &config.meta_depth.reach(&program)?
+                &config.depth().reach(&program)?
             ),
         )
     } else {

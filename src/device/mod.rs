@@ -198,6 +198,8 @@ pub trait Device: Sized + Send + Sync + 'static {
     type Arena: Send + Sync;
     /// The device's choice of algorithm for a node.
     type Algorithm: Copy + std::fmt::Debug + Send + Sync;
+    /// A point in the device's work.
+    type Mark: Send;
 
     /// What `l2b devices` calls it, e.g. "cpu" or "cuda:0 (NVIDIA H200)".
     fn name(&self) -> String;
@@ -438,4 +440,17 @@ pub trait Device: Sized + Send + Sync + 'static {
         table: Mem<Self>,
         step: Mem<Self>,
     ) -> Result<()>;
+
+    // ---- measuring
+
+    /// The point at which all work asked for so far is done.
+    fn mark(&self) -> Result<Self::Mark>;
+    /// Seconds from one mark to a later one by the device's own clock; waits for the later one.
+    fn seconds(&self, from: &Self::Mark, to: &Self::Mark) -> Result<f64>;
+    /// Bytes of memory that [`Device::peak`] works on.
+    fn peak_bytes(&self) -> usize;
+    /// `rounds` rounds of multiply-adds as fast as the device does them on operands of its precision, next to no memory
+    /// traffic; overwrites `memory`, `Real`, with results that are finite and not all zero. Returns the floating-point
+    /// operations asked for.
+    fn peak(&self, memory: Mem<Self>, rounds: usize) -> Result<f64>;
 }

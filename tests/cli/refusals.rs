@@ -69,6 +69,18 @@ fn bad_input_is_refused_by_name_and_leaves_nothing() {
             2,
             &["--meta-batch", "1 to 100", "101"],
         ),
+        (&["train", "--meta-depth", "4"], 2, &["--meta-depth", "to 3", "4"]),
+        (
+            &["train", "--meta-depth", "deep"],
+            2,
+            &["--meta-depth", "deep", "all"],
+        ),
+        (&["train", "--meta-budget", "free"], 2, &["free", "fast"]),
+        (
+            &["compare", "--meta-depth", "all,4"],
+            2,
+            &["--meta-depth", "to 3", "4"],
+        ),
         (
             &["train", "--meta-per-class", "4000"],
             2,

@@ -352,6 +352,75 @@ fn compare_tabulates_the_same_runs() {
     assert_eq!((realised.len(), realised[0]), (2, realised[1]));
 }
 
+#[test]
+fn compare_tabulates_budgets_with_their_cost() {
+    let bench = Bench::new();
+    let words = [
+        "--methods",
+        "l2b,ce",
+        "--seeds",
+        "1",
+        "--meta-batch",
+        "8",
+        "--meta-depth",
+        "all,0",
+    ];
+    let words: Vec<&str> = ["compare", "--out", "c"]
+        .iter()
+        .chain(&words)
+        .chain(&TINY)
+        .copied()
+        .collect();
+    let shown = bench.ok(&words);
+    for part in [
+        "l2b, m = 8, head − l2b, m = 8, all",
+        "l2b, m = 8, all − ce",
+        "ordinary steps",
+    ] {
+        assert!(shown.contains(part), "{part}: {shown}");
+    }
+    let comparison = bench.json("c/compare.json");
+    let list = |key: &str| comparison[key].as_array().unwrap().clone();
+    assert_eq!(
+        (list("runs").len(), list("table").len(), list("costs").len()),
+        (3, 3, 2)
+    );
+    assert_eq!(
+        (&list("table")[1]["meta_batch"], &list("table")[1]["meta_depth"]),
+        (&8.into(), &0.into())
+    );
+    let operations: Vec<f64> = list("costs")
+        .iter()
+        .map(|c| c["operations"].as_f64().unwrap())
+        .collect();
+    assert!(
+        operations[0] > operations[1] && operations[1] > 1.0,
+        "{operations:?}"
+    );
+    assert!(list("costs").iter().all(|c| c["ratio"].as_f64().unwrap() > 0.0));
+    // A row is the run of that budget alone, by its numbers.
+    let alone = |out: &str, depth: &str| bench.train(out, &["--meta-batch", "8", "--meta-depth", depth]);
+    assert_eq!(hash(&list("runs")[0]), hash(&alone("all", "all")));
+    assert_eq!(hash(&list("runs")[1]), hash(&alone("head", "0")));
+    assert_ne!(hash(&list("runs")[0]), hash(&list("runs")[1]));
+}
+
+/// A budget by name is the run with its numbers; numbers win over it.
+#[test]
+fn budgets_have_names() {
+    let bench = Bench::new();
+    let fast = bench.train("fast", &["--meta-budget", "fast"]);
+    let numbers = bench.train("numbers", &["--meta-depth", "2"]);
+    assert_eq!(hash(&fast), hash(&numbers));
+    let full = bench.train("full", &["--meta-budget", "fast", "--meta-depth", "all"]);
+    assert_eq!(hash(&full), hash(&bench.train("default", &[])));
+    assert_ne!(hash(&full), hash(&fast));
+    let config = fs::read_to_string(bench.path("fast/config.toml")).unwrap();
+    for line in ["meta_budget = \"fast\"", "meta_batch = 32", "meta_depth = 2"] {
+        assert!(config.contains(line), "{line}: {config}");
+    }
+}
+
 /// The same run through the CUDA kernels: loader, augmentation, steps, evaluation.
 #[cfg(feature = "emulator")]
 #[test]
@@ -369,6 +438,11 @@ fn the_cuda_kernels_train_as_the_cpu_does() {
         "--pad",
         "1",
         "--flip",
+        // A budget of its own: the whole meta step is what the fixtures check.
+        "--meta-batch",
+        "16",
+        "--meta-depth",
+        "1",
     ];
     let run = |device: &str| {
         let words = ["train", "--device", device, "--out", device];

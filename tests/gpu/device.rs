@@ -1,6 +1,7 @@
 //! The device under test.
 
 use l2b::device::cuda::{Cuda, devices, driver};
+use l2b::{Result, device::Device};
 use std::ffi::{CString, c_char, c_int};
 
 /// Whether the tests run on the emulator.
@@ -8,15 +9,21 @@ pub fn emulated() -> bool {
     cfg!(feature = "emulator") && std::env::var("L2B_TEST_DEVICE").as_deref() != Ok("cuda")
 }
 
-/// A device of its own: tests run side by side and share neither stream nor errors. None without any.
+/// A device of its own, in f32: tests run side by side and share neither stream nor errors. None without any.
 pub fn open() -> Option<Cuda> {
+    open_as(Cuda::new)
+}
+
+/// As [`open`], in another precision: `Cuda::tf32`, `Cuda::bf16`.
+pub fn open_as<D: Device>(make: impl Fn(usize) -> Result<D>) -> Option<D> {
     if emulated() {
-        return Some(Cuda::emulator().expect("the emulator"));
+        driver::load_emulator().expect("the emulator");
+        return Some(make(0).expect("the emulator"));
     }
     // A GPU too old, or a binary without kernels, is no device to test on.
     let listing = devices().expect("listing the GPUs");
     if let Some(gpu) = listing.usable() {
-        return Some(Cuda::new(gpu.ordinal).expect("a usable GPU"));
+        return Some(make(gpu.ordinal).expect("a usable GPU"));
     }
     let required = std::env::var("L2B_REQUIRE_GPU").is_ok_and(|value| value == "1");
     assert!(
@@ -43,9 +50,14 @@ pub fn set_order(order: &str) {
 
 /// Runs a test in forward and in a random order (on a GPU once).
 pub fn in_orders(test: impl Fn(&Cuda)) {
+    in_orders_as(Cuda::new, test);
+}
+
+/// As [`in_orders`], in another precision.
+pub fn in_orders_as<D: Device>(make: impl Fn(usize) -> Result<D>, test: impl Fn(&D)) {
     let orders = if emulated() { &ORDERS[..3] } else { &ORDERS[..1] };
     for order in orders.iter().filter(|order| **order != "reversed") {
-        if let Some(cuda) = open() {
+        if let Some(cuda) = open_as(&make) {
             set_order(order);
             test(&cuda);
         }

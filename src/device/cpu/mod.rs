@@ -14,6 +14,7 @@ mod norm;
 mod optim;
 mod parallel;
 mod patches;
+mod peak;
 mod plan;
 mod pool;
 mod source;
@@ -89,6 +90,7 @@ impl<T: Float> Device for Cpu<T> {
     type Real = T;
     type Arena = Arena;
     type Algorithm = Algorithm;
+    type Mark = std::time::Instant;
 
     fn name(&self) -> String {
         "cpu".to_owned()
@@ -384,5 +386,21 @@ impl<T: Float> Device for Cpu<T> {
         step: Mem<Self>,
     ) -> Result<()> {
         augment::augment(self, shape, out, images, ids, table, step)
+    }
+
+    fn mark(&self) -> Result<std::time::Instant> {
+        Ok(std::time::Instant::now())
+    }
+
+    fn seconds(&self, from: &std::time::Instant, to: &std::time::Instant) -> Result<f64> {
+        Ok(to.duration_since(*from).as_secs_f64())
+    }
+
+    fn peak_bytes(&self) -> usize {
+        peak::bytes(self)
+    }
+
+    fn peak(&self, memory: Mem<Self>, rounds: usize) -> Result<f64> {
+        peak::peak(self, memory, rounds)
     }
 }

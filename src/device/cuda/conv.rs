@@ -264,7 +264,7 @@ pub(super) fn backward_input(
     }
     let end = epilogue(storage, &end, x_rows(&shape), &out, write)?;
     let w = filter_classes(cuda, &conv, w)?;
-    let vector = shape.c as usize % storage.wide() == 0
+    let vector = (shape.c as usize).is_multiple_of(storage.wide())
         && wide(storage, shape.k, &[&dy, &w])
         && (plan.operands == Operands::F32 || end.wide());
     if let Some((kernels, width)) = on_sm90(cuda, &plan, vector) {
@@ -326,7 +326,8 @@ pub(super) fn backward_weight(
         out.again()
     };
     let partial_add = if slices > 1 { 0 } else { add };
-    let vector = shape.c as usize % storage.wide() == 0 && wide(storage, shape.k, &[&x, &adjoint, &partial]);
+    let vector = (shape.c as usize).is_multiple_of(storage.wide())
+        && wide(storage, shape.k, &[&x, &adjoint, &partial]);
     let (kernel, tile) = plan.pick(plan.backward_weight, vector, &cuda.kernels.conv_backward_weight);
     let grid = plan.weight_grid(tile, &shape)?;
     let slice_pixels = plan.slice_pixels as i32;

@@ -125,6 +125,9 @@ kernels! {
     pool_tangent: pool_tangent pool_tangent_bf16;
     norm_contract: norm_contract norm_contract_bf16;
     augment: augment augment_bf16;
+
+    // Operands f32, tf32, bf16.
+    peak: peak_f32 peak_tf32 peak_bf16;
 }
 
 /// Kernels of `kernels/*_sm90.cu`.

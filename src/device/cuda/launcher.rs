@@ -23,7 +23,7 @@ const DRIVER: (i32, i32) = (13, 0);
 #[derive(Debug)]
 pub struct Launcher {
     name: String,
-    context: Arc<CudaContext>,
+    pub(super) context: Arc<CudaContext>,
     pub(super) stream: Arc<CudaStream>,
     pub(super) kernels: Kernels,
     /// Where the GPU has them.

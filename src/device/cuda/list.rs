@@ -94,3 +94,13 @@ pub fn devices() -> Result<Listing> {
     }
     Ok(listing)
 }
+
+/// PCI address of a GPU, by which the driver's management library knows it.
+pub fn bus_id(ordinal: u32) -> Option<std::ffi::CString> {
+    let device = result::device::get(i32::try_from(ordinal).ok()?).ok()?;
+    let mut text = [0u8; 32];
+    // SAFETY: the device comes from the driver, which writes at most as many bytes as it is told.
+    let code = unsafe { sys::cuDeviceGetPCIBusId(text.as_mut_ptr().cast(), text.len() as i32, device) };
+    code.result().ok()?;
+    Some(std::ffi::CStr::from_bytes_until_nul(&text).ok()?.to_owned())
+}

@@ -290,7 +290,7 @@ impl KernelEpilogue {
 
 /// Whether operands with this many channels allow 16-byte accesses.
 pub(super) fn wide(storage: Storage, channels: i32, operands: &[&dyn Aligned]) -> bool {
-    channels as usize % storage.wide() == 0 && operands.iter().all(|operand| operand.aligned())
+    (channels as usize).is_multiple_of(storage.wide()) && operands.iter().all(|operand| operand.aligned())
 }
 
 /// Targets of `entries` entries.

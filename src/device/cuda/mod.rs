@@ -14,6 +14,7 @@
 //! | `tile` | which convolution kernel a shape gets |
 //! | `conv`, `norm`, `rows`, `loss`, `optim` | one launch function per kernel: lengths, launch shape, arguments |
 //! | `graph` | recording and replaying |
+//! | `timer`, `peak` | measuring: marks in the stream, the rate of the multiply-add units |
 //! | `list` | driver and GPUs for `l2b devices` |
 
 mod conv;
@@ -27,15 +28,18 @@ mod loss;
 mod memory;
 mod norm;
 mod optim;
+mod peak;
 mod rows;
 mod tile;
+mod timer;
 mod wgmma;
 
 pub use format::{Activation, Operands};
 pub use graph::Graph;
-pub use list::{Gpu, Listing, devices};
+pub use list::{Gpu, Listing, bus_id, devices};
 pub use memory::Arena;
 pub use tile::Plan;
+pub use timer::Mark;
 
 use std::marker::PhantomData;
 
@@ -159,6 +163,7 @@ impl<A: Activation> Device for Cuda<A> {
     type Real = f32;
     type Arena = Arena;
     type Algorithm = Plan;
+    type Mark = Mark;
 
     fn name(&self) -> String {
         self.gpu.name()
@@ -445,5 +450,21 @@ impl<A: Activation> Device for Cuda<A> {
         step: Mem<Self>,
     ) -> Result<()> {
         optim::augment(&self.gpu, shape, out, images, ids, table, step)
+    }
+
+    fn mark(&self) -> Result<Mark> {
+        timer::mark(&self.gpu)
+    }
+
+    fn seconds(&self, from: &Mark, to: &Mark) -> Result<f64> {
+        timer::seconds(from, to)
+    }
+
+    fn peak_bytes(&self) -> usize {
+        peak::bytes(&self.gpu)
+    }
+
+    fn peak(&self, memory: Mem<Self>, rounds: usize) -> Result<f64> {
+        peak::peak(&self.gpu, memory, rounds)
     }
 }

@@ -1,0 +1,182 @@
+//! One operation with operands of its own, away from any network: values like those in training, never zeros.
+
+mod calls;
+mod operands;
+
+use std::collections::BTreeMap;
+
+use super::case::{Case, Form, Operation, Shape};
+use crate::device::{ConvShape, Device, Element, Prepared, StepParams};
+use crate::{Error, Result};
+
+/// Memory of one operand.
+struct Room<D: Device> {
+    arena: D::Arena,
+    bytes: usize,
+    /// Whether its elements are `Act`, else `Real` or something else.
+    act: bool,
+}
+
+/// An operation ready to be called.
+pub struct Alone<'a, D: Device> {
+    device: &'a D,
+    case: Case,
+    rooms: BTreeMap<&'static str, Room<D>>,
+    prepared: Option<Prepared<D::Algorithm>>,
+    /// What the operation writes.
+    output: &'static str,
+}
+
+impl<'a, D: Device> Alone<'a, D> {
+    /// Allocates and fills the operands.
+    ///
+    /// # Errors
+    /// Those of the device: out of memory, a shape it cannot do.
+    pub fn new(device: &'a D, case: Case) -> Result<Self> {
+        let mut alone = Alone {
+            device,
+            case,
+            rooms: BTreeMap::new(),
+            prepared: None,
+            output: "out",
+        };
+        alone.room("step", bytemuck::bytes_of(&STEP), false)?;
+        match case.shape {
+            Shape::Conv(shape) => alone.conv_operands(&shape)?,
+            Shape::Rows(shape) => alone.rows_operands(shape)?,
+            Shape::Pool(shape) => alone.pool_operands(shape)?,
+            Shape::Loss(shape) => alone.loss_operands(shape)?,
+            Shape::Augment(shape) => alone.augment_operands(shape)?,
+            Shape::Length(len) => alone.vector_operands(len)?,
+        }
+        Ok(alone)
+    }
+
+    /// Calls the operation once and looks at what it wrote: finite, and not all zero. A forward convolution's last value
+    /// is formed by hand too. (That operations are right is for the tests; this sees a device that computes nothing.)
+    ///
+    /// # Errors
+    /// `Device` naming the operation; those of the call.
+    pub fn verify(&self) -> Result<()> {
+        self.call()?;
+        let values = self.values(self.output)?;
+        let refuse = |detail: String| {
+            let hint = "the device computes wrong values; nothing was timed";
+            Error::device(self.case.name(), detail, hint)
+        };
+        if let Some(value) = values.iter().find(|v| !v.is_finite()) {
+            return Err(refuse(format!("a result of {value}")));
+        }
+        if values.iter().all(|v| *v == 0.0) {
+            return Err(refuse("every result is zero".into()));
+        }
+        if let (Operation::ConvForward, Shape::Conv(shape)) = (self.case.operation, self.case.shape) {
+            let (want, size) = self.last_output(&shape)?;
+            let got = values[values.len() - 1];
+            // Rounding of operands and result, relative to the sum of the products' sizes.
+            let tolerance = size
+                * match size_of::<D::Act>() {
+                    2 => 1.0 / 128.0,
+                    4 => 1.0 / 512.0,
+                    _ => 1e-9,
+                };
+            if (got - want).abs() > tolerance {
+                return Err(refuse(format!("the last value is {got}, by hand {want}")));
+            }
+        }
+        Ok(())
+    }
+
+    /// An operand's values.
+    fn values(&self, name: &'static str) -> Result<Vec<f64>> {
+        if self.rooms[name].act {
+            self.read::<D::Act>(name)
+        } else {
+            self.read::<D::Real>(name)
+        }
+    }
+
+    fn read<E: Element>(&self, name: &'static str) -> Result<Vec<f64>> {
+        let mem = self.mem(name);
+        let mut values = vec![E::from_f64(0.0); mem.bytes / size_of::<E>()];
+        self.device.download(bytemuck::cast_slice_mut(&mut values), mem)?;
+        Ok(values.into_iter().map(Element::to_f64).collect())
+    }
+
+    /// The last value of a forward convolution, and the sum of the sizes of what it adds up.
+    fn last_output(&self, s: &ConvShape) -> Result<(f64, f64)> {
+        let (x, w) = (self.values("x")?, self.values("w")?);
+        let affine = self.values("pending")?;
+        let (c, k) = (s.c as usize, s.k as usize);
+        let bias = self.values("bias")?[k - 1] * f64::from(u8::from(self.has(Form::BIAS)));
+        let (mut sum, mut size) = (bias, bias.abs());
+        for r in 0..s.r {
+            for t in 0..s.s {
+                let h = (s.p() - 1) * s.stride + r - s.pad;
+                let v = (s.q() - 1) * s.stride + t - s.pad;
+                if !(0..s.h).contains(&h) || !(0..s.w).contains(&v) {
+                    continue;
+                }
+                let pixel = ((s.n - 1) as usize * s.h as usize + h as usize) * s.w as usize + v as usize;
+                let tap = (((k - 1) * s.r as usize + r as usize) * s.s as usize + t as usize) * c;
+                for i in 0..c {
+                    let mut value = x[pixel * c + i];
+                    if self.has(Form::PENDING) {
+                        value = (affine[i] * (value - affine[2 * c + i]) + affine[c + i]).max(0.0);
+                    }
+                    sum += value * w[tap + i];
+                    size += (value * w[tap + i]).abs();
+                }
+            }
+        }
+        Ok((sum, size))
+    }
+}
+
+const STEP: StepParams = StepParams {
+    lr: 1e-4,
+    lambda: 1e-4,
+    eta: 1.0,
+    mu: 0.9,
+    weight_decay: 5e-4,
+    clip: 1.0,
+    seed: 0,
+    step: 0,
+    reserved: 0,
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::preact;
+    use crate::bench::trace::operations;
+    use crate::budget::MetaDepth;
+    use crate::device::AugmentShape;
+    use crate::device::cpu::Cpu;
+    use crate::step::Objective;
+
+    /// Every operation that a step of a small network asks for, in each of its forms, runs alone and gives numbers.
+    #[test]
+    fn every_operation_of_a_step_runs_alone() {
+        let architecture = preact(8, vec![1, 2], [8, 6], 3, 5);
+        let augment = AugmentShape {
+            n: 0,
+            h: 8,
+            w: 6,
+            c: 3,
+            pad: 2,
+            flip: 1,
+            view: 0,
+        };
+        let list = operations(&architecture, Objective::L2b, (5, 3), MetaDepth::All, augment).unwrap();
+        let device = Cpu::<f32>::new(Some(1)).unwrap();
+        let mut seen = Vec::new();
+        for (_, case) in list {
+            if !seen.contains(&case) {
+                seen.push(case);
+                Alone::new(&device, case).unwrap().verify().unwrap();
+            }
+        }
+        assert!(seen.len() > 40, "{}", seen.len());
+    }
+}
