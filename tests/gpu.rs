@@ -19,3 +19,5 @@ mod operations;
 mod promises;
 #[path = "gpu/runs.rs"]
 mod runs;
+#[path = "gpu/sm90.rs"]
+mod sm90;

@@ -1,0 +1,44 @@
+//! Convolutions by warpgroup products, which GPUs of compute capability 9.0 have, against the oracle: all epilogues, with
+//! tangents and both adjoints.
+
+use super::common::ops::{KINDS, Rounding, Setup};
+use super::device::{emulated, open_as, set_order};
+use l2b::device::cuda::Cuda;
+use l2b::device::{ConvShape, Device, Geometry};
+
+#[test]
+fn convolution_by_warpgroups() {
+    // One and several images in a slab, both tiles, a tile that ends below the image, several tiles a block.
+    for (i, (n, (h, w), (c, k), width)) in [
+        (8, (6, 8), (64, 64), 8),
+        (16, (4, 4), (64, 128), 4),
+        (2, (2, 64), (128, 64), 64),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let Some(cuda) = open_as(Cuda::bf16) else { return };
+        let shape = ConvShape {
+            n,
+            h,
+            w,
+            c,
+            k,
+            r: 3,
+            s: 3,
+            stride: 1,
+            pad: 1,
+        };
+        let plan = cuda.prepare(&Geometry::Conv(shape)).expect("prepare").algorithm;
+        if emulated() {
+            assert!(
+                format!("{plan:?}").contains(&format!("slab_width: Some({width})")),
+                "{plan:?}"
+            );
+        }
+        set_order(["forward", "random:1", "reversed"][i]);
+        Setup::rounding(&cuda, Rounding::Bf16).conv(shape, KINDS[i]);
+        set_order("random:2");
+        Setup::rounding(&cuda, Rounding::Bf16).conv(shape, KINDS[i + 1]);
+    }
+}
