@@ -47,6 +47,7 @@ pub(super) fn augment<T: Float>(
         augment
             .apply(out, images, ids, table)
             .expect("pieces of operands whose lengths were checked");
+        cpu.rounding.stored(out);
     });
     Ok(())
 }
