@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::Device;
-use super::cpu::Cpu;
+use super::cpu::{Cpu, Rounding};
 use super::cuda::{self, Cuda};
 use crate::{Error, Result};
 
@@ -122,14 +122,12 @@ pub fn with_device<V: Visitor>(
     visitor: V,
 ) -> Result<V::Output> {
     match (resolve(choice, precision), precision) {
-        (DeviceChoice::Cpu | DeviceChoice::Auto, Precision::F32) => visitor.visit(Cpu::<f32>::new(threads)?),
-        (DeviceChoice::Cpu | DeviceChoice::Auto, Precision::F64) => visitor.visit(Cpu::<f64>::new(threads)?),
-        (DeviceChoice::Cpu | DeviceChoice::Auto, Precision::Tf32 | Precision::Bf16) => Err(Error::config(
-            "--precision on cpu",
-            "f32 or f64",
-            precision.name(),
-            "",
-        )),
+        (DeviceChoice::Cpu | DeviceChoice::Auto, precision) => match precision {
+            Precision::F64 => visitor.visit(Cpu::<f64>::new(threads)?),
+            Precision::F32 => visitor.visit(Cpu::<f32>::new(threads)?),
+            Precision::Tf32 => visitor.visit(Cpu::rounded(threads, Rounding::Tf32)?),
+            Precision::Bf16 => visitor.visit(Cpu::rounded(threads, Rounding::Bf16)?),
+        },
         (device, Precision::F64) => Err(Error::config(
             format!("--precision on {device}"),
             "f32",

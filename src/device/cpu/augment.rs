@@ -63,6 +63,7 @@ pub(super) fn augment<T: Float>(
                 )
                 .expect("operands whose lengths were checked");
         }
+        cpu.rounding.stored(out);
     });
     Ok(())
 }

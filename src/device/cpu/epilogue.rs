@@ -1,10 +1,10 @@
-//! What follows every stored tensor: mask, then per-channel sums of the stored values, tile by tile.
+//! What follows every stored tensor: mask, rounding, then per-channel sums of the stored values, tile by tile.
 //!
 //! Partials are `Real` [tiles][2][C]; a tile is [`TILE_ROWS`] rows whatever the call, so the merge order is fixed.
 
 use super::super::{Epilogue, Rows, Sums};
 use super::source::{Pair, Values, pair};
-use super::{Arena, Cpu, Float, Lend};
+use super::{Arena, Cpu, Float, Lend, Rounding};
 use crate::Result;
 
 /// Rows whose sums are formed in one go; short enough that a plain sum in f32 loses nothing that matters.
@@ -23,6 +23,7 @@ pub(super) struct Finish<'a, T> {
     mask: Option<Values<'a, T>>,
     sums: Lent<'a, T>,
     channels: usize,
+    rounding: Rounding,
 }
 
 enum Lent<'a, T> {
@@ -47,7 +48,12 @@ enum Kind<'a, T> {
 }
 
 impl<'a, T: Float> Finish<'a, T> {
-    pub(super) fn lend(lend: &mut Lend, epilogue: Epilogue<'a, Arena>, shape: Rows) -> Result<Self> {
+    pub(super) fn lend(
+        lend: &mut Lend,
+        epilogue: Epilogue<'a, Arena>,
+        shape: Rows,
+        rounding: Rounding,
+    ) -> Result<Self> {
         let channels = shape.channels as usize;
         let mask = epilogue
             .mask
@@ -68,19 +74,17 @@ impl<'a, T: Float> Finish<'a, T> {
                 partials: lend.write("partials", partials, partials_len(shape))?,
             },
         };
-        Ok(Finish { mask, sums, channels })
+        Ok(Finish {
+            mask,
+            sums,
+            channels,
+            rounding,
+        })
     }
 
-    /// Whether there is nothing to do.
-    pub(super) fn is_none(&self) -> bool {
-        self.mask.is_none() && matches!(self.sums, Lent::None)
-    }
-
-    /// Fills `out` [rows][C] piece by piece with `f(piece, first element)`, then masks and sums each piece while it is
-    /// in the cache.
-    pub(super) fn rows(self, cpu: &Cpu<T>, out: &mut [T], f: impl Fn(&mut [T], usize) + Sync) {
+    /// What to do with pieces of `len` values, each whole tiles, and the partials of each in order.
+    pub(super) fn pieces(self, len: usize) -> (Ending<'a, T>, impl Iterator<Item = &'a mut [T]>) {
         let tile = TILE_ROWS * self.channels;
-        let tiles = (PIECE / tile).max(1);
         let (kind, partials) = match self.sums {
             Lent::None => (Kind::None, [].as_mut_slice()),
             Lent::Moments { partials } => (Kind::Moments, partials),
@@ -90,50 +94,69 @@ impl<'a, T: Float> Finish<'a, T> {
                 partials,
             } => (Kind::Dot(x, statistics), partials),
         };
-        let work = out.len();
+        let ending = Ending {
+            mask: self.mask,
+            kind,
+            channels: self.channels,
+            rounding: self.rounding,
+        };
         // Without sums there are no partials: an endless supply of empty pieces stands in for them.
         let partials = partials
-            .chunks_mut(tiles * 2 * self.channels)
+            .chunks_mut(len.div_ceil(tile) * 2 * self.channels)
             .chain(std::iter::repeat_with(|| [].as_mut_slice()));
-        let pieces = out.chunks_mut(tiles * tile).zip(partials).enumerate();
-        cpu.threads.each(work, pieces, |(i, (out, partials))| {
-            let start = i * tiles * tile;
-            f(out, start);
-            if let Some(mask) = self.mask {
-                mask.mask(out, start);
-            }
-            if let Kind::None = kind {
-                return;
-            }
-            let sums = partials.chunks_exact_mut(2 * self.channels);
-            for (t, (values, sums)) in out.chunks(tile).zip(sums).enumerate() {
-                let (first, second) = sums.split_at_mut(self.channels);
-                match kind {
-                    Kind::None => {}
-                    Kind::Moments => moments(first, second, values),
-                    Kind::Dot(x, statistics) => {
-                        dot(
-                            first,
-                            second,
-                            values,
-                            &x[start + t * tile..][..values.len()],
-                            statistics,
-                        );
-                    }
-                }
-            }
-        });
+        (ending, partials)
     }
 
-    /// The epilogue of a tensor that is already stored.
-    pub(super) fn stored(self, cpu: &Cpu<T>, out: &mut [T]) {
-        if !self.is_none() {
-            self.rows(cpu, out, |_, _| {});
+    /// Fills `out` [rows][C] piece by piece with `f(piece, first element)`, then masks, rounds and sums each piece while
+    /// it is in the cache.
+    pub(super) fn rows(self, cpu: &Cpu<T>, out: &mut [T], f: impl Fn(&mut [T], usize) + Sync) {
+        let tile = TILE_ROWS * self.channels;
+        let len = (PIECE / tile).max(1) * tile;
+        let work = out.len();
+        let (ending, partials) = self.pieces(len);
+        let pieces = out.chunks_mut(len).zip(partials).enumerate();
+        cpu.threads.each(work, pieces, |(i, (out, partials))| {
+            f(out, i * len);
+            ending.apply(out, i * len, partials);
+        });
+    }
+}
+
+/// What is done with values that have been accumulated: mask, round, sum.
+#[derive(Clone, Copy)]
+pub(super) struct Ending<'a, T> {
+    mask: Option<Values<'a, T>>,
+    kind: Kind<'a, T>,
+    channels: usize,
+    rounding: Rounding,
+}
+
+impl<T: Float> Ending<'_, T> {
+    /// Ends `out`, whole tiles from element `start` on.
+    #[inline(always)]
+    pub(super) fn apply(&self, out: &mut [T], start: usize, partials: &mut [T]) {
+        if let Some(mask) = self.mask {
+            mask.mask(out, start);
+        }
+        self.rounding.stored(out);
+        let tile = TILE_ROWS * self.channels;
+        let sums = partials.chunks_exact_mut(2 * self.channels);
+        for (t, (values, sums)) in out.chunks(tile).zip(sums).enumerate() {
+            let (first, second) = sums.split_at_mut(self.channels);
+            match self.kind {
+                Kind::None => {}
+                Kind::Moments => moments(first, second, values),
+                Kind::Dot(x, statistics) => {
+                    let x = &x[start + t * tile..][..values.len()];
+                    dot(first, second, values, x, statistics);
+                }
+            }
         }
     }
 }
 
 /// (mean, Σ(u − mean)²) of each channel of `values`.
+#[inline(always)]
 fn moments<T: Float>(mean: &mut [T], m2: &mut [T], values: &[T]) {
     let channels = mean.len();
     let scale = T::ONE / T::from_f64((values.len() / channels) as f64);
@@ -155,6 +178,7 @@ fn moments<T: Float>(mean: &mut [T], m2: &mut [T], values: &[T]) {
 }
 
 /// (Σ u, Σ u·x̂) of each channel.
+#[inline(always)]
 fn dot<T: Float>(sum: &mut [T], product: &mut [T], values: &[T], x: &[T], statistics: Pair<T>) {
     let channels = sum.len();
     let (mean, rstd) = statistics;

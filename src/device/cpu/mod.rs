@@ -1,5 +1,5 @@
-//! The CPU device: the default without a GPU, and the reference for every kernel. Plain loops over NHWC rows; GEMM by
-//! `faer`, sequential per task.
+//! The CPU device: the default without a GPU, and the reference for every kernel. Plain loops over NHWC rows, compiled
+//! for each instruction set; convolutions through one tile that `kernel` keeps in registers.
 //!
 //! Work is cut into pieces by shape alone and sums are merged in a fixed order, so no bit of a result depends on the
 //! number of threads. The calling thread works too; the pool holds the others.
@@ -7,22 +7,26 @@
 mod augment;
 mod conv;
 mod epilogue;
-mod gemm;
+mod kernel;
 mod loss;
 mod memory;
+mod multiply;
 mod norm;
 mod optim;
 mod parallel;
-mod patches;
 mod peak;
 mod plan;
 mod pool;
+mod rounding;
 mod source;
+mod view;
+mod weight;
 
 use std::convert::Infallible;
 use std::marker::PhantomData;
+use std::ops::{Add, AddAssign, Div, Mul, MulAssign, Neg, Sub, SubAssign};
 
-use faer::traits::RealField;
+use pulp::{Arch, Simd};
 
 use super::{
     AugmentShape, Conv, Device, Element, Epilogue, Geometry, LossShape, Mem, Norm, Normalise, PoolShape,
@@ -32,42 +36,145 @@ use crate::Result;
 
 pub use memory::{Arena, Incoming};
 pub use plan::Plan;
+pub use rounding::Rounding;
 
 use memory::Lend;
 use parallel::Threads;
 
 /// A number the CPU device computes with: f32 or f64.
-pub trait Float: Element + RealField {
+pub trait Float:
+    Element
+    + Add<Output = Self>
+    + Sub<Output = Self>
+    + Mul<Output = Self>
+    + Div<Output = Self>
+    + Neg<Output = Self>
+    + AddAssign
+    + SubAssign
+    + MulAssign
+{
     const ZERO: Self;
     const ONE: Self;
+    /// As many values as a register of the instruction set holds.
+    type Vector<S: Simd>: Copy;
     fn exp(self) -> Self;
     fn ln(self) -> Self;
+    /// The nearest bf16 or tf32 value; itself where no such device has `Self`.
+    fn bf16(self) -> Self;
+    fn tf32(self) -> Self;
+    fn splat<S: Simd>(simd: S, value: Self) -> Self::Vector<S>;
+    /// a·b + c, rounded once where the instruction set can.
+    fn mul_add<S: Simd>(
+        simd: S,
+        a: Self::Vector<S>,
+        b: Self::Vector<S>,
+        c: Self::Vector<S>,
+    ) -> Self::Vector<S>;
+    /// Fewer values than a vector holds, zeros behind them.
+    fn load_part<S: Simd>(simd: S, from: &[Self]) -> Self::Vector<S>;
+    /// The first values of a vector.
+    fn store_part<S: Simd>(simd: S, to: &mut [Self], values: Self::Vector<S>);
+    /// The inner loops on an instruction set. Not generic, so that they are compiled in this crate alone.
+    #[doc(hidden)]
+    fn convolve(arch: Arch, lines: conv::Lines<Self>);
+    #[doc(hidden)]
+    fn correlate(arch: Arch, lines: weight::Lines<Self>);
 }
 
 macro_rules! float {
-    ($($t:ty),*) => {$(
+    ($t:ident, $vector:ident, $splat:ident, $mul_add:ident, $load:ident, $store:ident, $bf16:expr, $tf32:expr) => {
         impl Float for $t {
             const ZERO: Self = 0.0;
             const ONE: Self = 1.0;
-            fn exp(self) -> Self { <$t>::exp(self) }
-            fn ln(self) -> Self { <$t>::ln(self) }
+            type Vector<S: Simd> = S::$vector;
+            fn exp(self) -> Self {
+                <$t>::exp(self)
+            }
+            fn ln(self) -> Self {
+                <$t>::ln(self)
+            }
+            #[inline(always)]
+            fn bf16(self) -> Self {
+                $bf16(self)
+            }
+            #[inline(always)]
+            fn tf32(self) -> Self {
+                $tf32(self)
+            }
+            #[inline(always)]
+            fn splat<S: Simd>(simd: S, value: Self) -> S::$vector {
+                simd.$splat(value)
+            }
+            #[inline(always)]
+            fn mul_add<S: Simd>(simd: S, a: S::$vector, b: S::$vector, c: S::$vector) -> S::$vector {
+                simd.$mul_add(a, b, c)
+            }
+            #[inline(always)]
+            fn load_part<S: Simd>(simd: S, from: &[Self]) -> S::$vector {
+                simd.$load(from)
+            }
+            #[inline(always)]
+            fn store_part<S: Simd>(simd: S, to: &mut [Self], values: S::$vector) {
+                simd.$store(to, values)
+            }
+            fn convolve(arch: Arch, lines: conv::Lines<Self>) {
+                arch.dispatch(lines)
+            }
+            fn correlate(arch: Arch, lines: weight::Lines<Self>) {
+                arch.dispatch(lines)
+            }
         }
-    )*};
+    };
 }
-float!(f32, f64);
+float!(
+    f32,
+    f32s,
+    splat_f32s,
+    mul_add_e_f32s,
+    partial_load_f32s,
+    partial_store_f32s,
+    rounding::bf16,
+    rounding::tf32
+);
+float!(
+    f64,
+    f64s,
+    splat_f64s,
+    mul_add_e_f64s,
+    partial_load_f64s,
+    partial_store_f64s,
+    std::convert::identity,
+    std::convert::identity
+);
 
 /// The CPU as a device; activations, parameters and sums are all `T`.
 pub struct Cpu<T> {
     threads: Threads,
+    /// The instruction set that the inner loops run on.
+    arch: Arch,
+    rounding: Rounding,
     element: PhantomData<T>,
+}
+
+impl Cpu<f32> {
+    /// A device that rounds as a GPU's tensor cores do, in f32 arithmetic; errors as of [`Cpu::new`].
+    pub fn rounded(threads: Option<usize>, rounding: Rounding) -> Result<Self> {
+        Ok(Cpu {
+            rounding,
+            ..Cpu::new(threads)?
+        })
+    }
 }
 
 impl<T: Float> Cpu<T> {
     /// A device of `threads` threads, the caller's included; None: as many as the machine runs at once.
     /// Error::Config for 0, Error::Device when the threads cannot be started.
     pub fn new(threads: Option<usize>) -> Result<Self> {
+        let arch = Arch::new();
         Ok(Cpu {
-            threads: Threads::new(threads)?,
+            threads: Threads::new(threads, arch)?,
+            arch,
+            rounding: Rounding::None,
             element: PhantomData,
         })
     }
@@ -81,7 +188,7 @@ impl<T: Float> Cpu<T> {
 /// The device's choice for a node.
 #[derive(Clone, Copy, Debug)]
 pub enum Algorithm {
-    Conv(Plan),
+    Conv(Plan, Rounding),
     /// A loop over rows.
     Rows,
 }
@@ -173,8 +280,12 @@ impl<T: Float> Device for Cpu<T> {
     fn prepare(&self, node: &Geometry) -> Result<Prepared<Algorithm>> {
         let (scratch, algorithm) = match node {
             Geometry::Conv(shape) | Geometry::Linear(shape) => {
-                let plan = Plan::new::<T>(shape, self.threads())?;
-                (plan.scratch_len(shape), Algorithm::Conv(plan))
+                let plan = Plan::new::<T>(shape, kernel::Widths::of::<T>(self.arch), self.threads())?;
+                let rounding = match node {
+                    Geometry::Conv(_) => self.rounding,
+                    _ => Rounding::None,
+                };
+                (plan.scratch_len(shape), Algorithm::Conv(plan, rounding))
             }
             Geometry::Join(_) | Geometry::Pool(_) => (0, Algorithm::Rows),
         };
@@ -237,7 +348,7 @@ impl<T: Float> Device for Cpu<T> {
         write: Write,
         dy: Mem<Self>,
     ) -> Result<()> {
-        conv::backward_weight(self, conv, dw, dbias, write, dy)
+        weight::backward(self, conv, dw, dbias, write, dy)
     }
 
     fn conv_contract(

@@ -2,6 +2,7 @@
 
 use std::sync::Mutex;
 
+use pulp::Arch;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::{Error, Result};
@@ -17,12 +18,13 @@ pub(super) fn gemm_work(products: usize) -> usize {
 /// The calling thread and a pool of helpers.
 pub(super) struct Threads {
     count: usize,
+    arch: Arch,
     /// `count − 1` threads; None for one thread.
     helpers: Option<ThreadPool>,
 }
 
 impl Threads {
-    pub(super) fn new(count: Option<usize>) -> Result<Self> {
+    pub(super) fn new(count: Option<usize>, arch: Arch) -> Result<Self> {
         let count = count
             .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get));
         if count == 0 {
@@ -45,23 +47,28 @@ impl Threads {
                     })?,
             ),
         };
-        Ok(Threads { count, helpers })
+        Ok(Threads { count, arch, helpers })
     }
 
     pub(super) fn count(&self) -> usize {
         self.count
     }
 
-    /// `f` of every item; `work` is the elementary operations of them all.
+    /// `f` of every item, compiled for the device's instruction set as far as it is inlined; `work` is the elementary operations of them all.
     pub(super) fn each<I: Send>(
         &self,
         work: usize,
         items: impl Iterator<Item = I> + Send,
         f: impl Fn(I) + Sync,
     ) {
-        self.each_with(work, std::iter::repeat_n((), self.count), items, |(), item| {
-            f(item)
-        });
+        let workspaces = std::iter::repeat_n((), self.count);
+        self.each_with(
+            work,
+            workspaces,
+            items,
+            #[inline(always)]
+            |(), item| f(item),
+        );
     }
 
     /// The same with workspaces, each held by one thread at a time. There is at least one, and no more threads work than
@@ -76,7 +83,7 @@ impl Threads {
         let mut workspaces = workspaces.take(self.count);
         let mut own = workspaces.next().expect("a workspace for the calling thread");
         let Some(helpers) = self.helpers.as_ref().filter(|_| work >= WORTH_WAKING) else {
-            return items.for_each(|item| f(&mut own, item));
+            return items.for_each(|item| self.arch.dispatch(|| f(&mut own, item)));
         };
         let queue = Mutex::new(items);
         // A closure, so that the lock is let go before the item is worked on.
@@ -86,12 +93,12 @@ impl Threads {
                 let (f, next) = (&f, &next);
                 scope.spawn(move |_| {
                     while let Some(item) = next() {
-                        f(&mut workspace, item);
+                        self.arch.dispatch(|| f(&mut workspace, item));
                     }
                 });
             }
             while let Some(item) = next() {
-                f(&mut own, item);
+                self.arch.dispatch(|| f(&mut own, item));
             }
         });
     }

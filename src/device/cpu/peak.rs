@@ -1,13 +1,30 @@
-//! The speed of the GEMM that everything stands on: one sequential product per thread, all threads at once.
+//! The speed of the product that everything stands on: one 1×1 convolution per thread, all threads at once.
 
-use super::gemm::{Matrix, gemm};
+use super::super::ConvShape;
+use super::conv::{Pass, Term};
+use super::kernel::Widths;
 use super::memory::Lend;
-use super::{Cpu, Float, Mem};
+use super::multiply::Input;
+use super::view::Views;
+use super::{Cpu, Float, Mem, Plan, Rounding};
 use crate::Result;
 
-/// Side of the square matrices: three of them stay in a core's L2 cache in f32, and the depth is that of a convolution.
+/// Pixels, channels and filters: three matrices of that side stay in a core's L2 cache in f32, and the depth is that of a
+/// convolution.
 const SIDE: usize = 256;
 const VALUES: usize = SIDE * SIDE;
+
+const SHAPE: ConvShape = ConvShape {
+    n: 1,
+    h: 1,
+    w: SIDE as i32,
+    c: SIDE as i32,
+    k: SIDE as i32,
+    r: 1,
+    s: 1,
+    stride: 1,
+    pad: 0,
+};
 
 pub(super) fn bytes<T: Float>(cpu: &Cpu<T>) -> usize {
     cpu.threads() * 3 * VALUES * size_of::<T>()
@@ -16,23 +33,27 @@ pub(super) fn bytes<T: Float>(cpu: &Cpu<T>) -> usize {
 pub(super) fn peak<T: Float>(cpu: &Cpu<T>, memory: Mem<Cpu<T>>, rounds: usize) -> Result<f64> {
     let values = bytes(cpu) / size_of::<T>();
     let memory = Lend::new("peak").write::<T>("memory", memory, values)?;
-    let flops = 2.0 * (SIDE * VALUES * rounds * cpu.threads()) as f64;
+    let plan = Plan::new::<T>(&SHAPE, Widths::of::<T>(cpu.arch), 1)?;
+    let pass = Pass {
+        cpu,
+        plan: &plan,
+        rounding: Rounding::None,
+        views: Views::forward(&SHAPE),
+        pieces: plan.forward,
+        outputs: SIDE,
+        bias: None,
+    };
     cpu.threads
         .each(usize::MAX, memory.chunks_mut(3 * VALUES), |chunk| {
-            let (dst, operands) = chunk.split_at_mut(VALUES);
+            let (out, operands) = chunk.split_at_mut(VALUES);
             for (i, value) in operands.iter_mut().enumerate() {
                 *value = T::from_f64((i * 7919 % 1009) as f64 / 504.5 - 1.0);
             }
-            let (a, b) = operands.split_at(VALUES);
+            let (x, filter) = operands.split_at(VALUES);
+            let input = Input::Stored(x);
             for _ in 0..rounds {
-                gemm(
-                    dst,
-                    false,
-                    Matrix::rows(a, SIDE),
-                    Matrix::columns(b, SIDE),
-                    (SIDE, SIDE, SIDE),
-                );
+                pass.piece(0..1, out, false, &[Term { input, filter }], &mut []);
             }
         });
-    Ok(flops)
+    Ok(SHAPE.flops() * (rounds * cpu.threads()) as f64)
 }

@@ -85,7 +85,7 @@ pub(super) fn backward<T: Float>(
     let mut lend = Lend::new("pool_backward");
     let d = lend.write::<T>("d", d, shape.x_len())?;
     let dy = lend.read::<T>("dy", dy, shape.y_len())?;
-    let finish = Finish::lend(&mut lend, epilogue, input_rows(&shape))?;
+    let finish = Finish::lend(&mut lend, epilogue, input_rows(&shape), cpu.rounding)?;
     let [h, w, c, r, s] = [shape.h, shape.w, shape.c, shape.r, shape.s].map(|v| v as usize);
     let (p, q) = (shape.p() as usize, shape.q() as usize);
     let scale = T::ONE / T::from_f64((r * s) as f64);

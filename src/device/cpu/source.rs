@@ -112,6 +112,7 @@ impl<'a, T: Float> Values<'a, T> {
     }
 
     /// out ← relu(A·(x − M) + C), from element `start` on.
+    #[inline(always)]
     pub(super) fn eval(&self, out: &mut [T], start: usize) {
         if self.relu {
             self.pre_activation(out, start, |out, v| *out = if closed(v) { T::ZERO } else { v });
@@ -121,6 +122,7 @@ impl<'a, T: Float> Values<'a, T> {
     }
 
     /// Zeroes `out` where the ReLU is closed.
+    #[inline(always)]
     pub(super) fn mask(&self, out: &mut [T], start: usize) {
         if self.relu {
             self.pre_activation(out, start, |out, v| *out = if closed(v) { T::ZERO } else { *out });
@@ -128,6 +130,7 @@ impl<'a, T: Float> Values<'a, T> {
     }
 
     /// out ← A·out.
+    #[inline(always)]
     fn scale(&self, out: &mut [T], start: usize) {
         let Some(affine) = self.affine else { return };
         let columns = self.columns(start, out.len());
@@ -140,6 +143,7 @@ impl<'a, T: Float> Values<'a, T> {
     }
 
     /// out += B·(x − M) + D.
+    #[inline(always)]
     fn add_slope(&self, out: &mut [T], start: usize, slope: Option<Pair<T>>) {
         let Some((b, d)) = slope else { return };
         let columns = self.columns(start, out.len());
@@ -165,8 +169,41 @@ impl<'a, T: Float> Values<'a, T> {
         }
     }
 
+    /// out ← f(u, A·(x − M) + C, A, B·(x − M) + D) in one loop: the case that nearly all elements of a network are.
+    #[inline(always)]
+    fn fused(
+        &self,
+        out: &mut [T],
+        u: &[T],
+        start: usize,
+        affine: Affine<T>,
+        (b, d): Pair<T>,
+        f: impl Fn(T, T, T, T) -> T,
+    ) {
+        let columns = self.columns(start, out.len());
+        let x = &self.x[start..start + out.len()];
+        let width = columns.len();
+        let [a, c, m, b, d] =
+            [affine.scale, affine.shift, affine.centre, b, d].map(|values| &values[columns.clone()][..width]);
+        let rows = out.chunks_exact_mut(width);
+        for ((out, u), x) in rows.zip(u.chunks_exact(width)).zip(x.chunks_exact(width)) {
+            for i in 0..width {
+                let centred = x[i] - m[i];
+                out[i] = f(u[i], a[i] * centred + c[i], a[i], b[i] * centred + d[i]);
+            }
+        }
+    }
+
     /// out ← mask·(A·tx + B·(x − M) + D), from element `start` on.
+    #[inline(always)]
     pub(super) fn tangent(&self, out: &mut [T], start: usize, slopes: Slopes<T>) {
+        if let (true, Some(affine), Some(tx), Some(slope)) = (self.relu, self.affine, slopes.tx, slopes.slope)
+        {
+            let tx = &tx[start..start + out.len()];
+            return self.fused(out, tx, start, affine, slope, |tx, pre, a, shift| {
+                if closed(pre) { T::ZERO } else { a * tx + shift }
+            });
+        }
         match slopes.tx {
             Some(tx) => {
                 out.copy_from_slice(&tx[start..start + out.len()]);
@@ -179,8 +216,16 @@ impl<'a, T: Float> Values<'a, T> {
         self.mask(out, start);
     }
 
-    /// out ← A·mask·out + B·(x − M) + D, from element `start` on.
-    fn adjoint(&self, out: &mut [T], start: usize, slope: Option<Pair<T>>) {
+    /// out ← A·mask·d + B·(x − M) + D, from element `start` on, of both `out` and `d`.
+    #[inline(always)]
+    fn adjoint(&self, out: &mut [T], d: &[T], start: usize, slope: Option<Pair<T>>) {
+        let d = &d[start..start + out.len()];
+        if let (true, Some(affine), Some(slope)) = (self.relu, self.affine, slope) {
+            return self.fused(out, d, start, affine, slope, |d, pre, a, shift| {
+                a * if closed(pre) { T::ZERO } else { d } + shift
+            });
+        }
+        out.copy_from_slice(d);
         self.mask(out, start);
         self.scale(out, start);
         self.add_slope(out, start, slope);
@@ -219,6 +264,7 @@ fn closed<T: Float>(value: T) -> bool {
 }
 
 /// out += addend.
+#[inline(always)]
 pub(super) fn add<T: Float>(out: &mut [T], addend: &[T]) {
     for (out, &addend) in out.iter_mut().zip(addend) {
         *out += addend;
@@ -229,6 +275,7 @@ pub(super) fn add<T: Float>(out: &mut [T], addend: &[T]) {
 const BLOCK: usize = 256;
 
 /// out += what `f` makes of each block of it, from element `start` on. A block is whole rows or a part of one row.
+#[inline(always)]
 fn accumulate<T: Float>(out: &mut [T], start: usize, channels: usize, f: impl Fn(&mut [T], usize)) {
     let mut addend = [T::ZERO; BLOCK];
     let rows = (BLOCK / channels).max(1);
@@ -261,12 +308,9 @@ pub(super) fn backward<T: Float>(
     let slope = slope
         .map(|slope| pair::<T>(&mut lend, "slope", slope, x.channels))
         .transpose()?;
-    let finish = Finish::lend(&mut lend, epilogue, shape)?;
+    let finish = Finish::lend(&mut lend, epilogue, shape, cpu.rounding)?;
     finish.rows(cpu, dx, |out, start| {
-        let adjoint = |out: &mut [T], start: usize| {
-            out.copy_from_slice(&d[start..start + out.len()]);
-            x.adjoint(out, start, slope);
-        };
+        let adjoint = |out: &mut [T], start: usize| x.adjoint(out, d, start, slope);
         match write {
             Write::Set => adjoint(out, start),
             Write::Add => accumulate(out, start, x.channels, adjoint),
@@ -287,7 +331,7 @@ pub(super) fn join_forward<T: Float>(
     let y = lend.write::<T>("y", y, shape.len())?;
     let a = Values::<T>::lend(&mut lend, a, shape)?;
     let b = Values::<T>::lend(&mut lend, b, shape)?;
-    let finish = Finish::lend(&mut lend, epilogue, shape)?;
+    let finish = Finish::lend(&mut lend, epilogue, shape, cpu.rounding)?;
     finish.rows(cpu, y, |out, start| {
         a.eval(out, start);
         accumulate(out, start, b.channels, |out, start| b.eval(out, start));
@@ -313,7 +357,7 @@ pub(super) fn join_tangent<T: Float>(
         Values::<T>::lend(&mut lend, b.0, shape)?,
         Slopes::lend(&mut lend, b.1, shape)?,
     );
-    let finish = Finish::lend(&mut lend, epilogue, shape)?;
+    let finish = Finish::lend(&mut lend, epilogue, shape, cpu.rounding)?;
     finish.rows(cpu, ty, |out, start| {
         a.tangent(out, start, ta);
         accumulate(out, start, b.channels, |out, start| b.tangent(out, start, tb));
