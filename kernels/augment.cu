@@ -1,12 +1,12 @@
 // Train transform: pad, random crop, horizontal flip, normalise; one pass from u8 images to floats (suffix _bf16: to bf16). Twin of
-// src/data/augment.rs, which defines it; no arithmetic on values but their rounding happens here, so devices agree bit for bit.
+// src/data/augment.rs, which defines it; no arithmetic on values happens here, so devices agree bit for bit.
 #include "common.cuh"
 #include "philox.cuh"
 #include "shapes.cuh"
 
 template <class T>
 __device__ __forceinline__ void augment_body(T* out, const unsigned char* images, const unsigned* ids,
-                                             const float* table, const StepParams* step, const AugmentShape& shape) {
+                                             const T* table, const StepParams* step, const AugmentShape& shape) {
   const int n = blockIdx.x, len = shape.h * shape.w * shape.c;
   int dy = 0, dx = 0;
   bool flip = false;
@@ -24,7 +24,7 @@ __device__ __forceinline__ void augment_body(T* out, const unsigned char* images
     const int row = p + dy, column = (flip ? shape.w - 1 - q : q) + dx;
     const bool inside = row >= 0 && row < shape.h && column >= 0 && column < shape.w;
     const int byte = inside ? image[(row * shape.w + column) * shape.c + c] : 0;
-    out[Offset(n) * len + i] = narrowed<T>(table[c * 256 + byte]);
+    out[Offset(n) * len + i] = table[c * 256 + byte];
   }
 }
 
@@ -36,7 +36,7 @@ __device__ __forceinline__ void augment_body(T* out, const unsigned char* images
 // HWC < 2^31 - 256
 #define AUGMENT_ARGS(T)                                                                                            \
   T *__restrict__ out, const unsigned char *__restrict__ images, const unsigned *__restrict__ ids,                 \
-      const float *__restrict__ table, const StepParams *__restrict__ step, AugmentShape shape
+      const T *__restrict__ table, const StepParams *__restrict__ step, AugmentShape shape
 extern "C" __global__ void __launch_bounds__(256) augment(AUGMENT_ARGS(float)) {
   augment_body(out, images, ids, table, step, shape);
 }

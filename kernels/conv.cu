@@ -86,7 +86,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) conv_tangent_large(CONV_TAN
 extern "C" __global__ void __launch_bounds__(128, 4) conv_tangent_small(CONV_TANGENT_ARGS) {
   conv_tangent_body<SmallTile, 4>(ty, x, tx, w, tw, tbias, epilogue, shape);
 }
-extern "C" __global__ void __launch_bounds__(128, 4) conv_tangent_odd(CONV_TANGENT_ARGS) {
+extern "C" __global__ void __launch_bounds__(128, 3) conv_tangent_odd(CONV_TANGENT_ARGS) {
   conv_tangent_body<SmallTile, 1>(ty, x, tx, w, tw, tbias, epilogue, shape);
 }
 
@@ -158,6 +158,6 @@ extern "C" __global__ void __launch_bounds__(256, 2) conv_backward_input_large(C
 extern "C" __global__ void __launch_bounds__(128, 4) conv_backward_input_small(CONV_BACKWARD_INPUT_ARGS) {
   conv_backward_input_body<SmallTile, 4>(dx, dy, w, epilogue, shape);
 }
-extern "C" __global__ void __launch_bounds__(128, 4) conv_backward_input_odd(CONV_BACKWARD_INPUT_ARGS) {
+extern "C" __global__ void __launch_bounds__(128, 3) conv_backward_input_odd(CONV_BACKWARD_INPUT_ARGS) {
   conv_backward_input_body<SmallTile, 1>(dx, dy, w, epilogue, shape);
 }

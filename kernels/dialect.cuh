@@ -57,6 +57,12 @@ __device__ __forceinline__ void cp_async16(void* dst, const void* src, bool vali
                ::"r"(smem_address(dst)), "l"(src), "r"(valid ? 16 : 0) : "memory");
 }
 
+// The same through L1, for what neighbouring copies read again.
+__device__ __forceinline__ void cp_async16_cached(void* dst, const void* src, bool valid = true) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;"
+               ::"r"(smem_address(dst)), "l"(src), "r"(valid ? 16 : 0) : "memory");
+}
+
 // Closes the group of copies issued since the last commit.
 __device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 

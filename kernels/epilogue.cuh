@@ -132,7 +132,7 @@ template <class T, int W, int COLUMNS, int THREADS, class Value, class Start, cl
 __device__ __forceinline__ void finish_tile(T* y, const Epilogue<T>& epilogue, int tile, int rows, int column0,
                                             int channels, float* parts, Value value, Start start,
                                             const Team& team = Team()) {
-  constexpr int RUNS = COLUMNS / W, LANES = THREADS / RUNS, BATCH = W == 8 ? 1 : 4;
+  constexpr int RUNS = COLUMNS / W, LANES = THREADS / RUNS, BATCH = W == 8 ? 1 : W == 4 ? 2 : 4;
   static_assert(RUNS * LANES == THREADS, "every thread has a run");
   const int column = team.thread() % RUNS * W, lane = team.thread() / RUNS, c = column0 + column;
   ChannelSums<W> sums = {};

@@ -67,10 +67,10 @@ extern "C" __global__ void __launch_bounds__(256, 2) join_tangent_wide(JOIN_TANG
 extern "C" __global__ void __launch_bounds__(256, 2) join_tangent_wide_bf16(JOIN_TANGENT_ARGS(__nv_bfloat16)) {
   join_tangent_body<__nv_bfloat16, WIDE<__nv_bfloat16>>(ty, a, ta, b, tb, epilogue, shape);
 }
-extern "C" __global__ void __launch_bounds__(256) join_tangent_odd(JOIN_TANGENT_ARGS(float)) {
+extern "C" __global__ void __launch_bounds__(256, 2) join_tangent_odd(JOIN_TANGENT_ARGS(float)) {
   join_tangent_body<float, 1>(ty, a, ta, b, tb, epilogue, shape);
 }
-extern "C" __global__ void __launch_bounds__(256) join_tangent_odd_bf16(JOIN_TANGENT_ARGS(__nv_bfloat16)) {
+extern "C" __global__ void __launch_bounds__(256, 2) join_tangent_odd_bf16(JOIN_TANGENT_ARGS(__nv_bfloat16)) {
   join_tangent_body<__nv_bfloat16, 1>(ty, a, ta, b, tb, epilogue, shape);
 }
 

@@ -227,7 +227,7 @@ struct PixelOperand {
     UNROLL for (int i = 0; i < PASSES; i++) {
       Offset at;
       const bool ok = locate(here, i, at);
-      cp_async16(rows + place + i * PASS * Tile::ROW, image.source.x + at, ok);
+      cp_async16_cached(rows + place + i * PASS * Tile::ROW, image.source.x + at, ok);
     }
   }
 

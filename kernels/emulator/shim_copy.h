@@ -20,6 +20,9 @@ inline int computed_here(int x) { return x; }
 inline void cp_async16(void* dst, const void* src, bool valid = true, EMULATOR_SITE) {
   emulator::cp_async(dst, src, 16, valid, site);
 }
+inline void cp_async16_cached(void* dst, const void* src, bool valid = true, EMULATOR_SITE) {
+  emulator::cp_async(dst, src, 16, valid, site);
+}
 inline void cp_async_commit() { emulator::cp_async_commit(); }
 template <int PENDING>
 inline void cp_async_wait() { emulator::cp_async_wait(PENDING); }

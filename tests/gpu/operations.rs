@@ -5,7 +5,7 @@ use super::common::ops::{KINDS, Rounding, Setup};
 use super::device::{in_orders, in_orders_as, open, open_as, set_order};
 use l2b::Result;
 use l2b::device::cuda::Cuda;
-use l2b::device::{ConvShape, Device, Geometry, LossShape, PoolShape, Rows};
+use l2b::device::{AugmentShape, ConvShape, Device, Geometry, LossShape, PoolShape, Rows};
 
 fn conv(
     n: i32,
@@ -190,6 +190,16 @@ fn rows_in_bf16() {
             };
             Setup::new(cuda).norm_contract(shape, samples);
         }
+        Setup::new(cuda).augment(AugmentShape {
+            n: 5,
+            h: 5,
+            w: 7,
+            c: 3,
+            pad: 2,
+            flip: 1,
+            view: 3,
+            gather: 0,
+        });
     });
 }
 
