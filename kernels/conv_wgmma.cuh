@@ -15,7 +15,6 @@
 
 namespace wgmma_tile {
 constexpr int SLAB_PIXELS = 64, DEPTH = 64, CONSUMERS = 2, STAGES = 2;
-constexpr int THREADS = 128 * (1 + CONSUMERS);
 constexpr int TRANSFORM_THREADS = 96;  // warps 1 to 3; warp 0 copies
 constexpr int SLAB = SLAB_PIXELS * DEPTH * 2;  // bytes
 
@@ -36,6 +35,8 @@ template <int FILTERS>
 constexpr int STAGED = 128 * STAGED_COLUMNS<FILTERS> * 4;
 template <int FILTERS>
 constexpr int SHARED_BYTES = STAGES * STAGE_BYTES<FILTERS> + CONSUMERS * STAGED<FILTERS>;
+// Beside them stand 1 KB of barriers; a block may have 227 KB.
+static_assert(SHARED_BYTES<64> <= 226 << 10 && SHARED_BYTES<128> <= 226 << 10, "twins of `shared` in wgmma.rs");
 }  // namespace wgmma_tile
 
 // Twin of KernelShape in src/device/cuda/wgmma.rs. Tiles are whole: `width` divides w, 64 / width divides n, h is even.
