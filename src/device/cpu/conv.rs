@@ -284,7 +284,14 @@ impl<T: Float> Pass<'_, T> {
     }
 
     /// out ← or += Σ terms + bias over some lines.
-    pub(super) fn piece(&self, lines: Range<usize>, out: &mut [T], add: bool, terms: &[Term<T>], room: &mut [T]) {
+    pub(super) fn piece(
+        &self,
+        lines: Range<usize>,
+        out: &mut [T],
+        add: bool,
+        terms: &[Term<T>],
+        room: &mut [T],
+    ) {
         let work = Lines {
             pass: self,
             lines,

@@ -197,7 +197,8 @@ impl<'a, T: Float> Values<'a, T> {
     /// out ← mask·(A·tx + B·(x − M) + D), from element `start` on.
     #[inline(always)]
     pub(super) fn tangent(&self, out: &mut [T], start: usize, slopes: Slopes<T>) {
-        if let (true, Some(affine), Some(tx), Some(slope)) = (self.relu, self.affine, slopes.tx, slopes.slope) {
+        if let (true, Some(affine), Some(tx), Some(slope)) = (self.relu, self.affine, slopes.tx, slopes.slope)
+        {
             let tx = &tx[start..start + out.len()];
             return self.fused(out, tx, start, affine, slope, |tx, pre, a, shift| {
                 if closed(pre) { T::ZERO } else { a * tx + shift }
