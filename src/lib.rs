@@ -7,7 +7,7 @@
 //! - Networks: [`arch`] names them, [`net`] plans them as programs of nodes.
 //! - Devices: [`device`] is the seam; [`random`] the draws that are the same on all of them.
 //! - A run: [`config`] and [`recipe`], [`train`], [`evaluate`], [`epoch_log`], [`events`], [`run_folder`]; many runs: [`compare`],
-//!   with what their steps [`cost`].
+//!   with what their steps [`cost`]; what a precision does to a step: [`numerics`].
 //! - Files: [`weights`] and checkpoints over [`tensor_file`], written by [`atomic`]; [`meta_step`] for comparison with others.
 //! - The binary: [`commands`]; all errors: [`error`].
 
@@ -31,6 +31,7 @@ mod layer;
 pub mod meta_step;
 pub mod model;
 pub mod net;
+pub mod numerics;
 mod nvtx;
 pub mod outcome;
 pub mod phase;

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 use l2b::Result;
-use l2b::commands::{bench, compare, data, devices, eval, meta_step, predict, train};
+use l2b::commands::{bench, compare, data, devices, eval, meta_step, numerics, predict, train};
 
 /// Training image networks on wrongly labelled data
 #[derive(Parser)]
@@ -25,6 +25,7 @@ enum Command {
     Predict(predict::PredictArgs),
     MetaStep(meta_step::MetaStepArgs),
     Compare(Box<compare::CompareArgs>),
+    Numerics(Box<numerics::NumericsArgs>),
     Data(data::DataArgs),
     Bench(Box<bench::BenchArgs>),
     /// List what can compute
@@ -38,6 +39,7 @@ fn run(command: &Command, out: &mut impl Write) -> Result<()> {
         Command::Predict(args) => predict::run(args, out),
         Command::MetaStep(args) => meta_step::run(args),
         Command::Compare(args) => compare::run(args, out),
+        Command::Numerics(args) => numerics::run(args, out),
         Command::Data(args) => data::run(args, out),
         Command::Bench(args) => bench::run(args, out),
         Command::Devices => devices::run(out),

@@ -6,6 +6,7 @@ pub mod data;
 pub mod devices;
 pub mod eval;
 pub mod meta_step;
+pub mod numerics;
 pub mod predict;
 pub mod train;
 
