@@ -1,7 +1,8 @@
 //! Training runs: steps recorded and replayed, inputs and results that cross beside the work.
 
 use super::common::{run, transfer};
-use super::device::{emulated, in_orders, open, set_order, set_waits};
+use super::device::{emulated, in_orders, open, open_as, set_order, set_waits};
+use l2b::device::cuda::Cuda;
 
 #[test]
 fn transfers_keep_their_order() {
@@ -39,11 +40,18 @@ fn recorded_steps_have_the_bits_of_single_calls() {
 }
 
 #[test]
+fn recorded_steps_have_the_bits_of_single_calls_in_bf16() {
+    if open().is_some() {
+        run::all_ways_agree(|| open_as(Cuda::bf16).expect("it was there before"), 6);
+    }
+}
+
+#[test]
 fn divergence_is_named_and_undone() {
     in_orders_of_runs(|device| run::divergence_is_named_and_undone(device));
 }
 
 /// As `in_orders`, with a new device for each run.
-fn in_orders_of_runs(test: impl Fn(&dyn Fn() -> l2b::device::cuda::Cuda)) {
+fn in_orders_of_runs(test: impl Fn(&dyn Fn() -> Cuda)) {
     in_orders(|_| test(&|| open().expect("it was there before")));
 }
