@@ -212,8 +212,13 @@ impl<D: Device> Alone<'_, D> {
             return self.act("a", len);
         }
         self.output = "out";
+        // Weights of a few negative numbers would all be zero.
+        let like = match self.case.operation {
+            Operation::Weights => Like::Positive,
+            _ => Like::Values,
+        };
         for name in ["out", "a", "b"] {
-            self.real(name, len, Like::Values)?;
+            self.real(name, len, like)?;
         }
         self.real("norm", 1, Like::Positive)?;
         self.room("stopped", &[0; 4], false)?;
