@@ -52,6 +52,8 @@ struct Warpgroup {
   WgmmaOperands operands[128];
   std::vector<Accumulators> accumulators;
   std::vector<MatrixProduct> products;  // not yet done, oldest first
+  uint64_t drawn_group = ~uint64_t{0};  // for which `early` was drawn
+  bool early = false;                   // its products run at their issue
 };
 
 }  // namespace emulator

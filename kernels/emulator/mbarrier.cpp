@@ -138,8 +138,11 @@ void Scheduler::mbarrier_arrive(uint64_t* address, uint32_t expected_bytes, Site
     fail("more than %u arrivals in one phase of an mbarrier, at %s:%u", barrier.expected, base_name(site.file), site.line);
   }
   barrier.missing--;
+  preferred_ = nullptr;
   end_phase_if_complete(barrier);
-  pass(4);
+  // Whoever waited for this often runs before anyone else: that shows an arrival that comes too early.
+  pass(preferred_ != nullptr ? 2 : 4);
+  preferred_ = nullptr;
 }
 
 // A phase ends with its last arrival or with the last byte, whatever comes later.
@@ -151,7 +154,9 @@ void Scheduler::end_phase_if_complete(MBarrier& barrier) {
   const auto count = static_cast<unsigned>(threads_.size());
   for (unsigned i = 0; i < count; i++) {
     ThreadState& t = threads_[in_order(i, count)];
-    if (t.state == State::at_mbarrier && t.barrier == index) make_ready(t);
+    if (t.state != State::at_mbarrier || t.barrier != index) continue;
+    make_ready(t);
+    preferred_ = &t;
   }
 }
 

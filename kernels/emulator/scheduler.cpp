@@ -129,6 +129,7 @@ void Scheduler::reset_block() {
     t.wgmma_groups = 0;
     t.wgmma_fenced = false;
   }
+  preferred_ = nullptr;
   mbarriers_.clear();
   bulk_copies_.clear();
   for (NamedBarrier& barrier : named_barriers_) barrier.arrived = 0;
@@ -136,6 +137,7 @@ void Scheduler::reset_block() {
     group.arrived = 0;
     group.accumulators.clear();
     group.products.clear();
+    group.drawn_group = ~uint64_t{0};
   }
   for (unsigned w = 0; w < warps_.size(); w++) {
     const unsigned lanes = count - w * 32;
@@ -181,7 +183,12 @@ ThreadState* Scheduler::take_ready() {
   if (count_ == 0) return nullptr;
   const auto wrap = static_cast<unsigned>(ready_.size() - 1);
   if (launch_.order.order == Order::random) {
-    std::swap(ready_[(first_ + draw() % count_) & wrap], ready_[first_ & wrap]);
+    unsigned chosen = draw() % count_;
+    for (unsigned i = 0; preferred_ != nullptr && i < count_; i++) {
+      if (ready_[(first_ + i) & wrap] == preferred_) chosen = i;
+    }
+    preferred_ = nullptr;
+    std::swap(ready_[(first_ + chosen) & wrap], ready_[first_ & wrap]);
   }
   count_--;
   return ready_[first_++ & wrap];

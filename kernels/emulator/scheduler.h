@@ -165,6 +165,7 @@ class Scheduler {
   std::vector<ThreadState*> ready_;  // a ring: [first_, first_ + count_) modulo its size, a power of two
   unsigned first_ = 0, count_ = 0;
   unsigned exited_ = 0;
+  ThreadState* preferred_ = nullptr;  // random order: who is to run next, if ready
 
   unsigned at_barrier_ = 0;
   Site barrier_site_;

@@ -2,8 +2,9 @@
 // swizzle, D spread over the registers of 128 threads.
 //
 // A product runs some time between its issue and its wait: reversed order takes it at issue, forward order at the wait
-// (of each warp, for its own 16 rows), random order draws. Until then the threads' registers hold NaN, so that reading
-// them without waiting shows, and operands overwritten too early spoil the result. Layouts and rules: PTX ISA, "Asynchronous Warpgroup Level Matrix".
+// (of each warp, for its own 16 rows), random order draws for each group. Until then the threads' registers hold NaN, so
+// that reading them without waiting shows, and operands overwritten too early spoil the result. Layouts and rules: PTX
+// ISA, "Asynchronous Warpgroup Level Matrix".
 #include <algorithm>
 #include <cstring>
 
@@ -66,9 +67,12 @@ void Scheduler::issue(Warpgroup& group, unsigned first_thread) {
     }
   }
   accumulators_of(group, first_thread).group = number;
-  group.products.push_back({first, number, {}});
   const Order order = launch_.order.order;
-  if (order == Order::reversed || (order == Order::random && draw() % 2 == 0)) execute_products(group, number + 1, 0xF);
+  // Drawn once for a group: what runs at its issue takes its elders along, and of many draws one would.
+  if (group.drawn_group != number) group.early = draw() % 2 == 0;
+  group.drawn_group = number;
+  group.products.push_back({first, number, {}});
+  if (order == Order::reversed || (order == Order::random && group.early)) execute_products(group, number + 1, 0xF);
 }
 
 // The accumulators of the operands just given: those under way, or the threads' registers, which are taken from them.
