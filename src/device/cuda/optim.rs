@@ -3,7 +3,7 @@
 use super::Cuda;
 use super::kernels::{grid, launch, limit, strided};
 use super::launcher::Launcher;
-use super::memory::{Aligned, In, NONE, input, output, scratch, stored, stored_output};
+use super::memory::{Aligned, In, NONE, input, output, scratch, stored_output};
 use crate::device::{AugmentShape, Mem, StepParams, WATCHED};
 use crate::{Error, Result};
 
@@ -170,7 +170,7 @@ pub(super) fn augment(
         _ => input::<u8>("images", images, (images.bytes / image).max(1) * image)?,
     };
     let ids = input::<u32>("ids", ids, n)?;
-    let table = stored(cuda.storage(), "table", table, c * 256)?;
+    let table = input::<f32>("table", table, c * 256)?;
     let step = input::<StepParams>("step", step, 1)?;
     // SAFETY: types as in augment.cu; lengths checked above, one image per block.
     unsafe {
