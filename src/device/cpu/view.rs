@@ -106,7 +106,7 @@ impl Axis {
     pub fn outputs_of(&self, t: usize) -> Range<usize> {
         let mut outputs = (0..self.count).filter(|&j| self.taps_of(j).contains(&t));
         let Some(first) = outputs.next() else { return 0..0 };
-        first..outputs.last().unwrap_or(first) + 1
+        first..outputs.next_back().unwrap_or(first) + 1
     }
 
     /// Outputs in classes, in order.
