@@ -294,3 +294,72 @@ fn steps_on_request() {
         "{shown}"
     );
 }
+
+#[test]
+fn numerics_compares_each_precision_with_f64() {
+    let bench = Bench::new();
+    let words = |more: &[&'static str]| -> Vec<&'static str> {
+        let run = ["numerics", "--epochs", "2", "--warm-up", "1", "--batches", "2"];
+        [
+            &run[..],
+            &["--width", "4", "--blocks", "1,1", "--device", "cpu"],
+            more,
+        ]
+        .concat()
+    };
+    let shown = bench.ok(&words(&["--out", "a.json"]));
+    assert!(shown.contains("| bf16 | pseudo-labels flipped |"), "{shown}");
+    let record = bench.json("a.json");
+    let rows = record["rows"].as_array().unwrap();
+    // Three states, three precisions, six quantities.
+    assert_eq!(rows.len(), 54);
+    assert_eq!(record["flips"].as_array().unwrap().len(), 9);
+    let mut epochs: Vec<u64> = rows.iter().map(|row| row["epoch"].as_u64().unwrap()).collect();
+    epochs.dedup();
+    assert_eq!(epochs, [0, 1, 2]);
+    for row in rows {
+        let at = |key: &str| row[key].as_f64().unwrap();
+        // A flipped pseudo-label moves everything behind it: bounds far above what one sees.
+        let (most, least) = match row["precision"].as_str().unwrap() {
+            "f32" => (1e-3, 0.0),
+            "tf32" => (0.2, 1e-6),
+            _ => (0.5, 1e-5),
+        };
+        assert!(at("relative_error") <= most, "{row}");
+        // Weights may all be zero, gradients are not: what was rounded shows in them.
+        assert!(
+            row["quantity"] != "gradient" || at("relative_error") >= least,
+            "{row}"
+        );
+        assert!(
+            at("cosine") > 0.85 && at("cosine") < 1.0 + 1e-9 && at("sign") > 0.8,
+            "{row}"
+        );
+    }
+
+    let refused = |words: &[&str], why: &str| {
+        let output = bench.run(words);
+        assert_eq!(output.status.code(), Some(2), "{why}");
+        let error = text(&output.stderr);
+        assert!(error.contains(why), "{error}");
+    };
+    refused(&words(&["--out", "a.json"]), "a new file");
+    bench.ok(&[&["train", "--out", "run"], &super::bench::TINY[..]].concat());
+    refused(
+        &["numerics", "--run", "run", "--width", "4"],
+        "--width beside --run",
+    );
+    let of_run = [
+        "numerics",
+        "--run",
+        "run",
+        "--batches",
+        "1",
+        "--precisions",
+        "bf16",
+        "--device",
+        "cpu",
+    ];
+    let shown = bench.ok(&of_run);
+    assert!(shown.contains("after epoch 3"), "{shown}");
+}

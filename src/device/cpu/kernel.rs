@@ -33,14 +33,18 @@ pub(super) struct Row {
 
 /// out[row.out + j] ← or += Σ over the runs and their steps t of a[row.a + run.a + t·a_step] · b[run.b + t·b_step + j].
 pub(super) struct Product<'a, T> {
-    pub a: &'a [T],
-    pub a_step: usize,
-    pub b: &'a [T],
-    pub b_step: usize,
+    a: &'a [T],
+    a_step: usize,
+    b: &'a [T],
+    b_step: usize,
     pub runs: &'a [Run],
     /// Values of a row, at most four vectors. The last vector of b is read whole, whatever it holds behind them.
-    pub columns: usize,
+    columns: usize,
     pub add: bool,
+    /// The columns in whole vectors.
+    width: usize,
+    /// The least and the largest element of a that a run adds to a row's own.
+    reach: Option<(isize, isize)>,
 }
 
 /// Values of one vector.
@@ -81,7 +85,39 @@ impl Widths {
     }
 }
 
-impl<T: Float> Product<'_, T> {
+impl<'a, T: Float> Product<'a, T> {
+    /// Checks once for all tiles that the runs lie in b, and notes how far they reach in a.
+    #[inline(always)]
+    pub(super) fn new(
+        widths: Widths,
+        (a, a_step): (&'a [T], usize),
+        (b, b_step): (&'a [T], usize),
+        runs: &'a [Run],
+        columns: usize,
+        add: bool,
+    ) -> Self {
+        let width = columns.next_multiple_of(widths.lanes);
+        let mut reach: Option<(isize, isize)> = None;
+        for run in runs.iter().filter(|run| run.len > 0) {
+            assert!(run.b + (run.len - 1) * b_step + width <= b.len());
+            let first = run.a as isize;
+            let last = first + ((run.len - 1) * a_step) as isize;
+            let (least, most) = reach.unwrap_or((first, last));
+            reach = Some((least.min(first), most.max(last)));
+        }
+        Product {
+            a,
+            a_step,
+            b,
+            b_step,
+            runs,
+            columns,
+            add,
+            width,
+            reach,
+        }
+    }
+
     /// A tile of 1 to [`ROWS`] rows.
     #[inline(always)]
     pub(super) fn tile<S: Simd>(&self, simd: S, rows: &[Row], out: &mut [T]) {
@@ -125,17 +161,17 @@ struct Tile<'a, 'b, T, const M: usize, const V: usize> {
 impl<T: Float, const M: usize, const V: usize> WithSimd for Tile<'_, '_, T, M, V> {
     type Output = ();
 
+    #[allow(clippy::needless_range_loop)] // the compiler keeps in registers what is indexed by unrolled loops
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let Tile { product, rows, out } = self;
         let lanes = lanes::<T, S>();
-        for run in product.runs.iter().filter(|run| run.len > 0) {
-            let last = (run.len - 1) * product.a_step;
+        assert!(product.width == V * lanes && product.columns <= product.width);
+        if let Some((least, most)) = product.reach {
             for row in rows {
-                let first = row.a.wrapping_add(run.a);
-                assert!(first < product.a.len() && last < product.a.len() - first);
+                let (first, last) = (row.a as isize + least, row.a as isize + most);
+                assert!(first >= 0 && last < product.a.len() as isize);
             }
-            assert!(run.b + (run.len - 1) * product.b_step + V * lanes <= product.b.len());
         }
         let whole = product.columns / lanes;
         let out = rows.map(|row| {
@@ -164,7 +200,7 @@ impl<T: Float, const M: usize, const V: usize> WithSimd for Tile<'_, '_, T, M, V
             let mut a = run.a;
             let mut b = product.b.as_ptr().wrapping_add(run.b);
             for _ in 0..run.len {
-                // SAFETY: every step of every run was checked above to lie in a and, four vectors wide, in b.
+                // SAFETY: every step of every run lies in a, as checked above, and with its V vectors in b, as `new` did.
                 unsafe {
                     let b: [T::Vector<S>; V] = from_fn(|v| load::<T, S>(b.add(v * lanes)));
                     for i in 0..M {

@@ -196,15 +196,7 @@ impl<T: Float> Piece<'_, T> {
         let mut runs = [Run::default(); RUNS];
         let (mut count, mut steps) = (0, 0);
         let mut flush = |runs: &[Run]| {
-            let product = Product {
-                a: self.input,
-                a_step: 1,
-                b: filter,
-                b_step: width,
-                runs,
-                columns,
-                add,
-            };
+            let product = Product::new(self.widths, (self.input, 1), (filter, width), runs, columns, add);
             self.tiles(simd, view, (rows, pixels), first, &product, out);
             add = true;
         };

@@ -9,16 +9,18 @@ use super::view::Views;
 use super::{Cpu, Float, Mem, Plan, Rounding};
 use crate::Result;
 
-/// Pixels, channels and filters: three matrices of that side stay in a core's L2 cache in f32, and the depth is that of a
-/// convolution.
-const SIDE: usize = 256;
-const VALUES: usize = SIDE * SIDE;
+/// Pixels and filters.
+const SIDE: usize = 64;
+/// Channels: with so many the operands stay in a core's L2 cache and the depth is that of a convolution.
+const DEPTH: usize = 256;
+/// Values of the result, of both operands.
+const VALUES: (usize, usize) = (SIDE * SIDE, 2 * SIDE * DEPTH);
 
 const SHAPE: ConvShape = ConvShape {
     n: 1,
     h: 1,
     w: SIDE as i32,
-    c: SIDE as i32,
+    c: DEPTH as i32,
     k: SIDE as i32,
     r: 1,
     s: 1,
@@ -27,7 +29,7 @@ const SHAPE: ConvShape = ConvShape {
 };
 
 pub(super) fn bytes<T: Float>(cpu: &Cpu<T>) -> usize {
-    cpu.threads() * 3 * VALUES * size_of::<T>()
+    cpu.threads() * (VALUES.0 + VALUES.1) * size_of::<T>()
 }
 
 pub(super) fn peak<T: Float>(cpu: &Cpu<T>, memory: Mem<Cpu<T>>, rounds: usize) -> Result<f64> {
@@ -44,12 +46,12 @@ pub(super) fn peak<T: Float>(cpu: &Cpu<T>, memory: Mem<Cpu<T>>, rounds: usize) -
         bias: None,
     };
     cpu.threads
-        .each(usize::MAX, memory.chunks_mut(3 * VALUES), |chunk| {
-            let (out, operands) = chunk.split_at_mut(VALUES);
+        .each(usize::MAX, memory.chunks_mut(VALUES.0 + VALUES.1), |chunk| {
+            let (out, operands) = chunk.split_at_mut(VALUES.0);
             for (i, value) in operands.iter_mut().enumerate() {
                 *value = T::from_f64((i * 7919 % 1009) as f64 / 504.5 - 1.0);
             }
-            let (x, filter) = operands.split_at(VALUES);
+            let (x, filter) = operands.split_at(SIDE * DEPTH);
             let input = Input::Stored(x);
             for _ in 0..rounds {
                 pass.piece(0..1, out, false, &[Term { input, filter }], &mut []);

@@ -345,7 +345,7 @@ impl<T: Float> Lines<'_, T> {
         (x_step, dy_step): (usize, usize),
         add: bool,
     ) {
-        let Widths { columns: width, .. } = self.call.plan.widths;
+        let width = self.call.plan.widths.columns;
         let shape = self.call.shape;
         let (c, k, taps) = (shape.c as usize, shape.k as usize, shape.taps());
         let turned = self.call.turned;
@@ -355,15 +355,6 @@ impl<T: Float> Lines<'_, T> {
             ((self.dy.0, dy_step), (self.x.0, x_step), c)
         };
         for first in (0..all).step_by(width) {
-            let product = |runs| Product {
-                a,
-                a_step,
-                b,
-                b_step,
-                runs,
-                columns: width.min(all - first),
-                add,
-            };
             let mut shifted = [Run::default(); RUNS];
             for (shifted, run) in shifted.iter_mut().zip(runs) {
                 *shifted = Run {
@@ -371,7 +362,16 @@ impl<T: Float> Lines<'_, T> {
                     ..*run
                 };
             }
-            let product = product(&shifted[..runs.len()]);
+            let runs = &shifted[..runs.len()];
+            let columns = width.min(all - first);
+            let product = Product::new(
+                self.call.plan.widths,
+                (a, a_step),
+                (b, b_step),
+                runs,
+                columns,
+                add,
+            );
             for start in self.rows.clone().step_by(ROWS) {
                 let mut tile = [Row::default(); ROWS];
                 let count = ROWS.min(self.rows.end - start);
