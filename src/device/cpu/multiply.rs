@@ -133,13 +133,22 @@ pub(super) fn pack<T: Float>(
                 row[..columns].copy_from_slice(&w[start + i * channel_step..][..columns]);
             }
         } else {
-            // Some channels at a time: what is written stays in the L1 cache while every column passes by.
-            const CHANNELS: usize = 16;
-            for (i, rows) in packed.chunks_mut(CHANNELS * width).enumerate() {
-                for j in 0..columns {
-                    let channels = &w[start + i * CHANNELS + j * column_step..];
-                    for (row, &value) in rows.chunks_exact_mut(width).zip(channels) {
-                        row[j] = value;
+            // A block at a time, down the channels: reads go along as many rows of w as the block has columns, and
+            // what is written are whole cache lines.
+            const BLOCK: usize = 16;
+            let mut block = [[T::ZERO; BLOCK]; BLOCK];
+            for j in (0..columns).step_by(BLOCK) {
+                let across = BLOCK.min(columns - j);
+                for (i, rows) in packed.chunks_mut(BLOCK * width).enumerate() {
+                    let down = rows.len() / width;
+                    for (k, block) in block[..across].iter_mut().enumerate() {
+                        let from = start + i * BLOCK + (j + k) * column_step;
+                        block[..down].copy_from_slice(&w[from..from + down]);
+                    }
+                    for (i, row) in rows.chunks_exact_mut(width).enumerate() {
+                        for (row, block) in row[j..j + across].iter_mut().zip(&block) {
+                            *row = block[i];
+                        }
                     }
                 }
             }
