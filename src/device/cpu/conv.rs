@@ -345,3 +345,98 @@ impl<T: Float> WithSimd for Lines<'_, T> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use pulp::Arch;
+
+    use super::super::super::{Device, Geometry, Region, Source};
+    use super::*;
+
+    const SHAPE: ConvShape = ConvShape {
+        n: 3,
+        h: 7,
+        w: 9,
+        c: 21,
+        k: 45,
+        r: 3,
+        s: 3,
+        stride: 2,
+        pad: 1,
+    };
+
+    /// y, d and dw on one instruction set.
+    fn results(arch: Arch) -> Vec<f32> {
+        let cpu = Cpu::<f32> {
+            arch,
+            ..Cpu::new(Some(1)).unwrap()
+        };
+        let prepared = cpu.prepare(&Geometry::Conv(SHAPE)).unwrap();
+        let lens = [
+            SHAPE.x_len(),
+            SHAPE.w_len(),
+            SHAPE.y_len(),
+            SHAPE.x_len(),
+            SHAPE.w_len(),
+        ];
+        let bytes = [4 * lens[0], 4 * lens[1], 4 * lens[2], 4 * lens[3], 4 * lens[4]];
+        let arenas = bytes.map(|bytes| cpu.alloc(bytes).unwrap());
+        let [x, w, y, d, dw] = [0, 1, 2, 3, 4].map(|i| {
+            let region = Region {
+                offset: 0,
+                bytes: bytes[i],
+            };
+            region.of(&arenas[i])
+        });
+        for (span, len) in [(x, lens[0]), (w, lens[1])] {
+            let values: Vec<f32> = (0..len).map(|i| (i * 7919 % 1009) as f32 / 504.5 - 1.0).collect();
+            cpu.upload(span, bytemuck::cast_slice(&values)).unwrap();
+        }
+        let (scratch, saved) = (cpu.alloc(prepared.scratch_bytes).unwrap(), cpu.alloc(4).unwrap());
+        let conv = Conv {
+            shape: &SHAPE,
+            prepared: &prepared,
+            x: Source {
+                x,
+                affine: None,
+                relu: true,
+            },
+            saved: Region { offset: 0, bytes: 0 }.of(&saved),
+            scratch: Region {
+                offset: 0,
+                bytes: prepared.scratch_bytes,
+            }
+            .of(&scratch),
+        };
+        cpu.conv_forward(conv, y, w, None, Epilogue::none()).unwrap();
+        cpu.conv_backward_input(conv, d, Write::Set, y, w, Epilogue::none())
+            .unwrap();
+        cpu.conv_backward_weight(conv, dw, None, Write::Set, y).unwrap();
+        [(y, lens[2]), (d, lens[3]), (dw, lens[4])]
+            .into_iter()
+            .flat_map(|(span, len)| {
+                let mut values = vec![0.0f32; len];
+                cpu.download(bytemuck::cast_slice_mut(&mut values), span).unwrap();
+                values
+            })
+            .collect()
+    }
+
+    #[test]
+    fn every_instruction_set_computes_the_same() {
+        let mut others = vec![Arch::Scalar];
+        #[cfg(target_arch = "x86_64")]
+        others.extend(pulp::x86::V3::try_new().map(Arch::V3));
+        let want = results(Arch::new());
+        assert!(want.iter().any(|v| v.abs() > 1.0));
+        for arch in others {
+            for (i, (got, want)) in results(arch).iter().zip(&want).enumerate() {
+                // Sums of at most 800 products of the size of the values.
+                assert!(
+                    (got - want).abs() <= 1e-4 * (1.0 + want.abs()),
+                    "{arch:?}[{i}]: {got} against {want}"
+                );
+            }
+        }
+    }
+}
