@@ -9,6 +9,11 @@ pub fn emulated() -> bool {
     cfg!(feature = "emulator") && std::env::var("L2B_TEST_DEVICE").as_deref() != Ok("cuda")
 }
 
+/// Whether a sanitizer, some fifty times slower, runs the tests: on fewer shapes and in one order.
+pub fn reduced() -> bool {
+    std::env::var_os("L2B_REDUCED_TESTS").is_some()
+}
+
 /// A device of its own, in f32: tests run side by side and share neither stream nor errors. None without any.
 pub fn open() -> Option<Cuda> {
     open_as(Cuda::new)
@@ -63,7 +68,11 @@ pub fn in_orders(test: impl Fn(&Cuda)) {
 
 /// As [`in_orders`], in another precision.
 pub fn in_orders_as<D: Device>(make: impl Fn(usize) -> Result<D>, test: impl Fn(&D)) {
-    let orders = if emulated() { &ORDERS[..3] } else { &ORDERS[..1] };
+    let orders = match (emulated(), reduced()) {
+        (true, true) => &ORDERS[2..3],
+        (true, false) => &ORDERS[..3],
+        (false, _) => &ORDERS[..1],
+    };
     for order in orders.iter().filter(|order| **order != "reversed") {
         if let Some(cuda) = open_as(&make) {
             set_order(order);
