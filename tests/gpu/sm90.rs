@@ -2,21 +2,19 @@
 //! tangents and both adjoints.
 
 use super::common::ops::{KINDS, Rounding, Setup};
-use super::device::{emulated, open_as, set_order};
+use super::device::{emulated, open_as, set_order, thinned};
 use l2b::device::cuda::Cuda;
 use l2b::device::{ConvShape, Device, Geometry};
 
 #[test]
 fn convolution_by_warpgroups() {
     // One and several images in a slab, both tiles, a tile that ends below the image, several tiles a block.
-    for (i, (n, (h, w), (c, k), width)) in [
+    let shapes = [
         (8, (6, 8), (64, 64), 8),
         (16, (4, 4), (64, 128), 4),
         (2, (2, 64), (128, 64), 64),
-    ]
-    .into_iter()
-    .enumerate()
-    {
+    ];
+    for (i, (n, (h, w), (c, k), width)) in thinned(shapes, 3) {
         let Some(cuda) = open_as(Cuda::bf16) else { return };
         let shape = ConvShape {
             n,
