@@ -5,8 +5,8 @@ use super::format::{Operands, Storage};
 use super::kernels::{Sm90Kernels, grid, launch, strided};
 use super::launcher::Launcher;
 use super::memory::{
-    Aligned, In, KernelSource, NONE, epilogue, input, optional, output, scratch, source, stored,
-    stored_output, tangent, wide,
+    Aligned, In, KernelSource, KernelTangent, NONE, epilogue, input, optional, output, scratch, source,
+    stored, stored_output, tangent, wide,
 };
 use super::norm::{self, TILE_ROWS};
 use super::tile::Plan;
@@ -164,10 +164,7 @@ pub(super) fn forward(
     let (w, _) = filter_rows(cuda, &conv, w, None)?;
     let vector = wide(storage, shape.c, &[&x, &w]) && (plan.operands == Operands::F32 || end.wide());
     if let Some((kernels, width)) = on_sm90(cuda, &plan, vector) {
-        let products = [Product {
-            source: x,
-            filters: w,
-        }];
+        let products = [Product { x: x.x, filters: w }];
         return wgmma::convolve(
             cuda,
             kernels,
@@ -175,6 +172,7 @@ pub(super) fn forward(
             (shape.c, shape.k),
             width,
             &products,
+            (x, KernelTangent::NONE),
             false,
             out,
             bias,
@@ -210,20 +208,10 @@ pub(super) fn forward_tangent(
     let (w, tw) = filter_rows(cuda, &conv, w, Some(tw))?;
     let vector =
         wide(storage, shape.c, &[&x, &tx, &w, &tw]) && (plan.operands == Operands::F32 || end.wide());
-    // The tangent of a source needs x besides tx, which only the other kernels fetch.
-    let tangent_x = tx.alone(&x);
-    if let Some(((kernels, width), tangent_x)) = on_sm90(cuda, &plan, vector).zip(tangent_x) {
-        let both = [
-            Product {
-                source: KernelSource::plain(tangent_x),
-                filters: w,
-            },
-            Product {
-                source: x,
-                filters: tw,
-            },
-        ];
-        let products = if tangent_x.0 != 0 { &both[..] } else { &both[1..] };
+    if let Some((kernels, width)) = on_sm90(cuda, &plan, vector) {
+        let first = if tx.tx.0 != 0 { tx.tx } else { x.x };
+        let both = [Product { x: first, filters: w }, Product { x: x.x, filters: tw }];
+        let products = if tx.is_zero() { &both[1..] } else { &both[..] };
         return wgmma::convolve(
             cuda,
             kernels,
@@ -231,6 +219,7 @@ pub(super) fn forward_tangent(
             (shape.c, shape.k),
             width,
             products,
+            (x, tx),
             false,
             out,
             tbias,
@@ -268,10 +257,7 @@ pub(super) fn backward_input(
         && wide(storage, shape.k, &[&dy, &w])
         && (plan.operands == Operands::F32 || end.wide());
     if let Some((kernels, width)) = on_sm90(cuda, &plan, vector) {
-        let products = [Product {
-            source: KernelSource::plain(dy),
-            filters: w,
-        }];
+        let products = [Product { x: dy, filters: w }];
         return wgmma::convolve(
             cuda,
             kernels,
@@ -279,6 +265,7 @@ pub(super) fn backward_input(
             (shape.k, shape.c),
             width,
             &products,
+            (KernelSource::plain(dy), KernelTangent::NONE),
             true,
             out,
             NONE,
