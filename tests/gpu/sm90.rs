@@ -8,11 +8,12 @@ use l2b::device::{ConvShape, Device, Geometry};
 
 #[test]
 fn convolution_by_warpgroups() {
-    // One and several images in a slab, both tiles, a tile that ends below the image, several tiles a block.
+    // One and several images in a slab, both tiles, a tile that ends below the image, several tiles of the emulator's one
+    // block.
     for (i, (n, (h, w), (c, k), width)) in [
         (8, (6, 8), (64, 64), 8),
-        (16, (4, 4), (64, 128), 4),
-        (2, (2, 64), (128, 64), 64),
+        (16, (8, 4), (64, 128), 4),
+        (1, (8, 64), (128, 64), 64),
     ]
     .into_iter()
     .enumerate()
@@ -32,7 +33,9 @@ fn convolution_by_warpgroups() {
         let plan = cuda.prepare(&Geometry::Conv(shape)).expect("prepare").algorithm;
         if emulated() {
             assert!(
-                format!("{plan:?}").contains(&format!("slab_width: Some({width})")),
+                format!("{plan:?}").contains(&format!(
+                    "forward_slabs: Some({width}), backward_slabs: Some({width})"
+                )),
                 "{plan:?}"
             );
         }

@@ -5,11 +5,11 @@ use cudarc::driver::{DeviceRepr, LaunchConfig, sys};
 
 use super::driver::device_error;
 use super::format::Operands;
-use super::kernels::{Kernel, Sm90Kernels, launch};
+use super::kernels::{Sm90Kernels, launch};
 use super::launcher::Launcher;
 use super::memory::{In, KernelEpilogue, KernelSource, KernelTangent, Out};
-use crate::Result;
 use crate::device::ConvShape;
+use crate::{Error, Result};
 
 /// Pixels of a slab; twin of SLAB_PIXELS in kernels/conv_wgmma.cuh.
 const SLAB_PIXELS: i32 = 64;
@@ -30,6 +30,21 @@ pub(super) fn slab_width(shape: &ConvShape, operands: Operands) -> Option<i32> {
         .rev()
         .map(|log2| 1 << log2)
         .find(|width| shape.w % width == 0 && shape.n % (SLAB_PIXELS / width) == 0)
+}
+
+/// Output elements of a tile.
+pub(super) const TILE: usize = 512 * SLAB_PIXELS as usize;
+
+/// Filters of a tile of an output of `channels` channels.
+fn filters(channels: i32) -> i32 {
+    if channels % 128 == 0 { 128 } else { 64 }
+}
+
+/// Tiles of an output [n,h,w,channels] in slabs of this width; twin of WgmmaPlace::count.
+pub(super) fn tiles((n, h, w): (i32, i32, i32), channels: i32, width: i32) -> i32 {
+    let (filters, images) = (filters(channels), SLAB_PIXELS / width);
+    let up = |a: i32, b: i32| (a + b - 1) / b;
+    n / images * (w / width) * up(h * filters, 512) * up(channels, filters)
 }
 
 /// What cuTensorMapEncodeTiled wrote.
@@ -109,13 +124,6 @@ pub(super) fn allow_shared(kernels: &Sm90Kernels) -> Result<()> {
     (kernels.conv_wgmma.iter().zip(TILES)).try_for_each(|(kernel, (_, bytes))| kernel.allow_shared(bytes))
 }
 
-/// The tile and kernel for an output of `channels` channels.
-fn choose(kernels: &Sm90Kernels, channels: i32) -> (&Kernel, i32, u32) {
-    let large = usize::from(channels % 128 == 0);
-    let (filters, bytes) = TILES[large];
-    (&kernels.conv_wgmma[large], filters, bytes)
-}
-
 /// out [N,H,W,K] = sum over one or two products of the convolution of [N,H,W,C] + bias, then the epilogue. Of the last
 /// product the operand is the value of `source`, of a first one before it its tangent: `x` is then tx, or once more the
 /// source's without one. `width` is that of [`slab_width`]; `mirrored` takes the taps in the opposite order.
@@ -133,7 +141,10 @@ pub(super) fn convolve(
     bias: In,
     end: KernelEpilogue,
 ) -> Result<()> {
-    let (kernel, filters, shared_mem_bytes) = choose(kernels, k);
+    let filters = filters(k);
+    let (kernel, (_, shared_mem_bytes)) = (kernels.conv_wgmma.iter().zip(TILES))
+        .find(|(_, (tile, _))| *tile == filters)
+        .ok_or_else(|| Error::Internal(format!("no tile of {filters} filters")))?;
     let operands = |product: &Product| {
         let slab = [DEPTH, width as u32, 1, (SLAB_PIXELS / width) as u32];
         let x = TensorMap::new(product.x, [c, w, h, n], slab)?;
@@ -152,10 +163,7 @@ pub(super) fn convolve(
         products: products.len() as i32,
         mirrored: mirrored.into(),
     };
-    let tiles = (n * width / SLAB_PIXELS)
-        * (w / width)
-        * (h * filters + 511).div_euclid(512)
-        * ((k + filters - 1) / filters);
+    let tiles = tiles((n, h, w), k, width);
     let grid = LaunchConfig {
         grid_dim: (kernels.multiprocessors.min(tiles as u32), 1, 1),
         block_dim: (THREADS, 1, 1),
@@ -164,7 +172,7 @@ pub(super) fn convolve(
     // SAFETY: types as in conv_wgmma_sm90.cu; the caller has checked lengths and alignment, and `slab_width` the shape.
     unsafe {
         launch!(
-            cuda, *kernel, grid, out, x0, w0, x1, w1, source, tangent, bias, end, shape
+            cuda, kernel, grid, out, x0, w0, x1, w1, source, tangent, bias, end, shape
         )
     }
 }
