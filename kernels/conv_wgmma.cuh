@@ -12,10 +12,10 @@
 // and tx: tx arrives where the first product's operand goes, x where the second's goes. Both are read once, evaluated
 // once and written back in place. Four stages hold a pair that is multiplied and one that is fetched and evaluated. With
 // 64 channels a stage only one pair would fit, and nothing would go on beside the products; with half the rows, a byte
-// from L2 would serve 77 FLOP in place of 131.
+// from L2 would serve 77 FLOP in place of 128.
 //
 // For 18.9 MFLOP, 32 channels deep, a tile takes from L2 3·(ROWS + 2) slabs of 4 KB and 9·FILTERS·64 bytes of filters:
-// 121 FLOP a byte at 64 filters, 131 at 128. Reading every tap's pixels anew would give 57 and 85.
+// 118 FLOP a byte at 64 filters, 128 at 128. Reading every tap's pixels anew would give 57 and 85.
 #pragma once
 #include "epilogue.cuh"
 

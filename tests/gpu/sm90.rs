@@ -13,7 +13,7 @@ fn convolution_by_warpgroups() {
     for (i, (n, (h, w), (c, k), width)) in [
         (8, (6, 8), (64, 64), 8),
         (16, (8, 4), (64, 128), 4),
-        (1, (8, 64), (128, 64), 64),
+        (1, (8, 64), (64, 64), 64),
     ]
     .into_iter()
     .enumerate()
