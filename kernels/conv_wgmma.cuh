@@ -12,6 +12,7 @@
 // 121 FLOP a byte at 64 filters, 131 at 128. Reading every tap's pixels anew would give 57 and 85.
 #pragma once
 #include "epilogue.cuh"
+#include "ring.cuh"
 
 namespace wgmma_tile {
 constexpr int SLAB_PIXELS = 64, DEPTH = 64, CONSUMERS = 2, STAGES = 2;
@@ -78,11 +79,4 @@ struct WgmmaPlace {
   }
 };
 
-// Position in a ring of stages; `parity` is that of the turn.
-struct RingPlace {
-  int stage = 0;
-  uint32_t parity = 0;
-  __device__ __forceinline__ void advance() {
-    if (++stage == wgmma_tile::STAGES) stage = 0, parity ^= 1;
-  }
-};
+typedef Ring<wgmma_tile::STAGES> RingPlace;

@@ -34,11 +34,11 @@ unsafe impl DeviceRepr for Epilogue {}
 
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
-struct Pending {
-    x: u64,
-    affine: u64,
-    relu: i32,
-    reserved: i32,
+pub struct Pending {
+    pub x: u64,
+    pub affine: u64,
+    pub relu: i32,
+    pub reserved: i32,
 }
 // SAFETY: twin of Source, without padding.
 unsafe impl DeviceRepr for Pending {}
@@ -57,7 +57,7 @@ impl Case {
 }
 
 /// Numbers between -1 and 1 that depend on `salt`.
-fn noise(len: usize, salt: u32) -> Vec<f32> {
+pub fn noise(len: usize, salt: u32) -> Vec<f32> {
     let mut state = salt.wrapping_mul(0x9E37_79B9) | 1;
     let mut draw = || {
         state ^= state << 13;
@@ -68,11 +68,11 @@ fn noise(len: usize, salt: u32) -> Vec<f32> {
     (0..len).map(|_| draw()).collect()
 }
 
-fn rounded(x: &[f32]) -> Vec<f32> {
+pub fn rounded(x: &[f32]) -> Vec<f32> {
     x.iter().map(|&v| bf16::from_f32(v).to_f32()).collect()
 }
 
-fn upload(gpu: &Gpu, x: &[f32]) -> CudaSlice<bf16> {
+pub fn upload(gpu: &Gpu, x: &[f32]) -> CudaSlice<bf16> {
     let x: Vec<bf16> = x.iter().map(|&v| bf16::from_f32(v)).collect();
     gpu.stream.clone_htod(&x).unwrap()
 }
@@ -175,7 +175,7 @@ fn assert_close(y: &[f32], expected: &[(f64, f64)], what: &str) {
     }
 }
 
-fn address<T>(gpu: &Gpu, x: &CudaSlice<T>) -> u64 {
+pub fn address<T>(gpu: &Gpu, x: &CudaSlice<T>) -> u64 {
     x.device_ptr(&gpu.stream).0
 }
 
@@ -219,11 +219,12 @@ fn a_resident_block_takes_several_tiles_in_every_order() {
     }
 }
 
-/// relu(A·(x - M) + C), as the transformers compute and round it.
-fn operand(c: usize, x: &[f32], affine: &[f32]) -> Vec<f32> {
+/// relu(A·(x - M) + C), or without the ReLU, as kernels compute and round it.
+pub fn operand(c: usize, x: &[f32], affine: &[f32], relu: bool) -> Vec<f32> {
     let value = |i: usize| {
         let [a, shift, centre] = [0, 1, 2].map(|j| affine[j * c + i % c]);
-        a.mul_add(x[i] - centre, shift).max(0.0)
+        let u = a.mul_add(x[i] - centre, shift);
+        if relu { u.max(0.0) } else { u }
     };
     rounded(&(0..x.len()).map(value).collect::<Vec<_>>())
 }
@@ -246,7 +247,7 @@ fn what_is_pending_is_computed_in_place_and_padding_stays_zero() {
         let affine = noise(3 * c, 8);
         let [x_gpu, tx_gpu, w_gpu, tw_gpu] = [&x, &tx, &w, &tw].map(|x| upload(&gpu, x));
         let affine_gpu = gpu.stream.clone_htod(&affine).unwrap();
-        let u = operand(c, &x, &affine);
+        let u = operand(c, &x, &affine, true);
         let forward = |filters| Pass {
             copied: &x_gpu,
             filters,

@@ -5,6 +5,8 @@ use cudarc::driver::LaunchConfig;
 use super::format::Operands;
 use super::kernels::{Kernel, Kernels, grid2, limit};
 use super::norm::TILE_ROWS;
+use super::weight_wgmma;
+use super::wgmma::{self, SLAB_PIXELS};
 use crate::device::ConvShape;
 use crate::{Error, Result};
 
@@ -62,8 +64,9 @@ impl Tile {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Plan {
     pub(super) operands: Operands,
-    /// Pixels of an image in a slab of the wgmma kernel, where it takes forward, tangent and backward-input
-    /// ([`super::wgmma::slab_width`]): what allows 16-byte accesses then goes there, the rest by the tiles below.
+    /// Pixels of an image in a slab of the wgmma kernels, where they take forward, tangent and backward-input
+    /// ([`super::wgmma::slab_width`]) and the weight gradient ([`super::weight_wgmma::takes_width`]): what allows 16-byte
+    /// accesses then goes there, the rest by the tiles below.
     pub(super) slab_width: Option<i32>,
     pub(super) forward: Tile,
     pub(super) backward_input: Tile,
@@ -101,13 +104,18 @@ impl Plan {
         let most = pixels.div_ceil(64);
         let slices_of = |tile: Tile| slices(tile, operands, shape).clamp(1, most);
         let backward_weight = Tile::choose(operands, elements(shape), filters, slices_of(Tile::Large));
+        let slab_width = sm90.then(|| wgmma::slab_width(shape, operands)).flatten();
+        let slice_pixels = match slab_width {
+            Some(width) if weight_wgmma::takes_width(width) => slab_slice_pixels(shape),
+            _ => pixels.div_ceil(slices_of(backward_weight)).next_multiple_of(32),
+        };
         Ok(Plan {
             operands,
-            slab_width: sm90.then(|| super::wgmma::slab_width(shape, operands)).flatten(),
+            slab_width,
             forward: Tile::choose(operands, pixels, filters, 1),
             backward_input: Tile::choose(operands, shape.x_rows(), shape.c as usize, 1),
             backward_weight,
-            slice_pixels: pixels.div_ceil(slices_of(backward_weight)).next_multiple_of(32),
+            slice_pixels,
         })
     }
 
@@ -180,6 +188,22 @@ fn slices(tile: Tile, operands: Operands, shape: &ConvShape) -> usize {
     (1..=most)
         .min_by(|&a, &b| time(a).total_cmp(&time(b)))
         .unwrap_or(1)
+}
+
+/// Pixels of a slice of the weight gradient by slabs, the fastest by this model, in µs: every wave of blocks, one on each
+/// multiprocessor, takes 0.85 for a slab and 4 besides; every slice but a single one is written and read at 3 TB/s.
+fn slab_slice_pixels(shape: &ConvShape) -> usize {
+    let multiprocessors = SLOTS / 2;
+    let slabs = shape.y_rows() / SLAB_PIXELS as usize;
+    let blocks = (shape.c / weight_wgmma::EDGE * (shape.k / weight_wgmma::EDGE)) as usize;
+    let time = |slices: usize| {
+        let waves = (blocks * slices).div_ceil(multiprocessors) as f64;
+        let sum = if slices > 1 { 8 * slices * shape.w_len() } else { 0 };
+        waves * (0.85 * slabs.div_ceil(slices) as f64 + 4.0) + sum as f64 / 3e6
+    };
+    let most = (multiprocessors.div_ceil(blocks) * 2).min(slabs);
+    let slices = (1..=most).min_by(|&a, &b| time(a).total_cmp(&time(b)));
+    slabs.div_ceil(slices.unwrap_or(1)) * SLAB_PIXELS as usize
 }
 
 /// Lets the kernels on tensor cores have their shared memory.

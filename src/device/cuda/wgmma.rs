@@ -12,7 +12,7 @@ use crate::Result;
 use crate::device::ConvShape;
 
 /// Pixels of a slab; twin of SLAB_PIXELS in kernels/conv_wgmma.cuh.
-const SLAB_PIXELS: i32 = 64;
+pub(super) const SLAB_PIXELS: i32 = 64;
 /// Channels of a stage; twin of DEPTH.
 const DEPTH: u32 = 64;
 
@@ -33,13 +33,13 @@ pub(super) fn slab_width(shape: &ConvShape, operands: Operands) -> Option<i32> {
 /// What cuTensorMapEncodeTiled wrote.
 #[repr(transparent)]
 #[derive(Clone, Copy)]
-struct TensorMap(sys::CUtensorMap);
+pub(super) struct TensorMap(sys::CUtensorMap);
 // SAFETY: kernels take it by value, as the driver wrote it.
 unsafe impl DeviceRepr for TensorMap {}
 
 impl TensorMap {
     /// Of a dense tensor of bf16, dimensions and box fastest first, for boxes of 128-byte rows.
-    fn new<const RANK: usize>(tensor: In, dims: [i32; RANK], tile: [u32; RANK]) -> Result<Self> {
+    pub fn new<const RANK: usize>(tensor: In, dims: [i32; RANK], tile: [u32; RANK]) -> Result<Self> {
         let mut map = TensorMap(sys::CUtensorMap { opaque: [0; 16] });
         let dims = dims.map(|d| d as u64);
         let mut strides = [0u64; RANK];
