@@ -241,12 +241,14 @@ fn what_is_pending_is_evaluated_and_padding_stays_zero() {
         };
         let u = operand(case.channels.0, &it.x, &affine, relu);
         let dw = run(&gpu, &case, &it.on_gpu.0, pending, &it.on_gpu.1, None);
-        assert_close(
-            &case,
-            &dw,
-            &naive(&case, &u, &it.dy),
-            &format!("relu {relu}, {order}"),
-        );
+        let expected = naive(&case, &u, &it.dy);
+        assert_close(&case, &dw, &expected, &format!("relu {relu}, {order}"));
+        let other = by_warps(&gpu, &case, pending, &it.on_gpu.1);
+        let whole = Case {
+            slice_rows: case.pixels() / 64,
+            ..case
+        };
+        assert_close(&whole, &other, &expected, "by warps");
     }
 }
 
