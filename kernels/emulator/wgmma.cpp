@@ -1,10 +1,10 @@
-// Matrix products of warpgroups (wgmma): D[64][n] += A[64][16] B[16][n], B and mostly A in shared memory under the 64-byte or
-// 128-byte swizzle, D (and else A) spread over the registers of 128 threads.
+// Matrix products of warpgroups (wgmma): D[64][n] += A[64][16] B[16][n], B and mostly A in shared memory under the 64-byte
+// or 128-byte swizzle, D (and else A) spread over the registers of 128 threads.
 //
 // A product runs some time between its issue and its wait: reversed order takes it at issue, forward order at the wait
 // (of each warp, for its own 16 rows), random order draws for each group. Until then the threads' registers hold NaN, so
-// that reading them without waiting shows, and operands overwritten too early spoil the result or are reported. Layouts and rules: PTX
-// ISA, "Asynchronous Warpgroup Level Matrix".
+// that reading them without waiting shows, and operands overwritten too early spoil the result or are reported. Layouts
+// and rules: PTX ISA, "Asynchronous Warpgroup Level Matrix".
 #include <algorithm>
 #include <cstring>
 

@@ -1,7 +1,7 @@
 //! kernels/conv_weight_wgmma_sm90.cu against naive sums over the same bf16 operands: its walk down the images in slices of
 //! any length, its ring, what is pending and the padding, in every order. (tests/gpu has its launches.)
 
-use super::conv_sm90::{self, Kind, Source, address, noise, rounded, upload};
+use super::conv_sm90::{Kind, Source, address, noise, operands, rounded, upload};
 use super::sm90::{map, with_shared};
 use super::*;
 use cudarc::driver::{CudaSlice, DeviceRepr};
@@ -169,17 +169,17 @@ fn case(images: (usize, usize, usize), channels: (usize, usize), width: usize, s
     }
 }
 
-struct Operands {
+struct Uploaded {
     x: Vec<f32>,
     dy: Vec<f32>,
     on_gpu: (CudaSlice<bf16>, CudaSlice<bf16>),
 }
 
-fn operands(gpu: &Gpu, case: &Case) -> Operands {
+fn uploaded(gpu: &Gpu, case: &Case) -> Uploaded {
     let x = rounded(&noise(case.pixels() * case.channels.0, 1));
     let dy = rounded(&noise(case.pixels() * case.channels.1, 2));
     let on_gpu = (upload(gpu, &x), upload(gpu, &dy));
-    Operands { x, dy, on_gpu }
+    Uploaded { x, dy, on_gpu }
 }
 
 #[test]
@@ -200,7 +200,7 @@ fn filters_of_all_slices_add_up() {
             "{:?} {:?} by {}, {order}",
             case.images, case.channels, case.slice_rows
         );
-        let it = operands(&gpu, &case);
+        let it = uploaded(&gpu, &case);
         let dw = run(&gpu, &case, &it.on_gpu.0, Source::default(), &it.on_gpu.1, None);
         assert_close(&case, &dw, &naive(&case, &it.x, &it.dy), &what);
     }
@@ -210,7 +210,7 @@ fn filters_of_all_slices_add_up() {
 fn a_slice_longer_than_the_ring_has_the_same_bits_in_every_order() {
     let gpu = Gpu::new();
     let case = case((16, 12, 8), (64, 64), 8, 24);
-    let it = operands(&gpu, &case);
+    let it = uploaded(&gpu, &case);
     let expected = naive(&case, &it.x, &it.dy);
     let mut first = None;
     for order in ORDERS {
@@ -230,7 +230,7 @@ fn what_is_pending_is_evaluated_and_padding_stays_zero() {
         (case((1, 4, 64), (64, 64), 64, 4), false, "reversed"),
     ] {
         let _order = InOrder::new(order);
-        let it = operands(&gpu, &case);
+        let it = uploaded(&gpu, &case);
         let affine = noise(3 * case.channels.0, 8);
         let affine_gpu = gpu.stream.clone_htod(&affine).unwrap();
         let pending = Source {
@@ -241,7 +241,7 @@ fn what_is_pending_is_evaluated_and_padding_stays_zero() {
         };
         let kind = if relu { Kind::Relu } else { Kind::Affine };
         let (no_tx, no_slope) = (vec![0.0; it.x.len()], vec![0.0; 2 * case.channels.0]);
-        let (u, _) = conv_sm90::operands(case.channels.0, kind, &it.x, &affine, &no_tx, &no_slope);
+        let (u, _) = operands(case.channels.0, kind, &it.x, &affine, &no_tx, &no_slope);
         let dw = run(&gpu, &case, &it.on_gpu.0, pending, &it.on_gpu.1, None);
         let expected = naive(&case, &u, &it.dy);
         assert_close(&case, &dw, &expected, &format!("relu {relu}, {order}"));
@@ -258,7 +258,7 @@ fn what_is_pending_is_evaluated_and_padding_stays_zero() {
 fn one_slice_adds_to_what_was_there() {
     let gpu = Gpu::new();
     let case = case((8, 4, 8), (64, 64), 8, 4);
-    let it = operands(&gpu, &case);
+    let it = uploaded(&gpu, &case);
     let before = noise(case.filters(), 3);
     let dw = run(
         &gpu,

@@ -127,8 +127,8 @@ __device__ __forceinline__ void fault_wgmma_body(float* d, const TensorMap& a, c
     if (planted != product_no_fence || k == 0) wgmma_fence(sum);
     for (int step = 0; step < 4; step++) {
       const uint64_t left = wgmma_operand(smem + step * 32, 1024);
-      const bool swapped = planted == product_swapped_offsets;
-      const uint64_t right = TRANSPOSED ? wgmma_operand(smem + A + step * 2048, swapped ? 64 * 128 : 1024, swapped ? 1024 : 64 * 128)
+      const int stride = planted == product_swapped_offsets ? 64 * 128 : 1024, leading = 64 * 128 + 1024 - stride;
+      const uint64_t right = TRANSPOSED ? wgmma_operand(smem + A + step * 2048, stride, leading)
                                         : wgmma_operand(smem + A + step * 32, 1024);
       if constexpr (REGISTERS) {
         uint32_t(&own)[4] = fragments[step];

@@ -69,9 +69,9 @@ impl Tile {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Plan {
     pub(super) operands: Operands,
-    /// Pixels of an image in a slab of the wgmma kernels, where they take forward and tangent, backward-input
-    /// ([`slab_width`]), and the weight gradient ([`weight_wgmma::slab_width`]): what allows 16-byte accesses then goes there,
-    /// the rest by the tiles below.
+    /// Pixels of an image in a slab of the wgmma kernels, where one takes forward and tangent, where it takes backward-input
+    /// ([`slab_width`]), and where the other takes the weight gradient: what allows 16-byte accesses then goes there, the
+    /// rest by the tiles below.
     pub(super) forward_slabs: Option<i32>,
     pub(super) backward_slabs: Option<i32>,
     pub(super) weight_slabs: Option<i32>,
@@ -120,7 +120,9 @@ impl Plan {
         let slabs = |tile: Tile, channels: i32| {
             multiprocessors.and_then(|count| slab_width(shape, operands, tile, channels, count as usize))
         };
-        let weight_slabs = multiprocessors.and_then(|_| weight_wgmma::slab_width(shape, operands));
+        let weight_slabs = multiprocessors
+            .and_then(|_| wgmma::slab_width(shape, operands))
+            .filter(|&width| weight_wgmma::takes_width(width));
         let slice_pixels = match weight_slabs {
             Some(_) => slab_slice_pixels(shape),
             None => pixels.div_ceil(slices_of(backward_weight)).next_multiple_of(32),
@@ -312,6 +314,35 @@ mod tests {
         assert_eq!(slabs(192, 4, (512, 512)), (None, None));
         // 4 waves of tiles against 4 of blocks; 16 tiles against 64 blocks.
         assert_eq!(slabs(128, 8, (64, 2048)), (Some(8), None));
+    }
+
+    /// Slabs four pixels wide at least; blocks for all but a few multiprocessors, in one wave.
+    #[test]
+    fn slices_of_slabs_fill_the_gpu() {
+        for (edge, channels, slices) in [
+            (32, 64, 131),
+            (16, 128, 33),
+            (8, 256, 8),
+            (4, 512, 2),
+            (2, 512, 0),
+        ] {
+            let shape = ConvShape {
+                h: edge,
+                w: edge,
+                c: channels,
+                k: channels,
+                ..SHAPE
+            };
+            let plan = Plan::new(&shape, Operands::Bf16, Some(132)).expect("a plan");
+            assert_eq!(plan.weight_slabs, (edge >= 4).then_some(edge));
+            if edge >= 4 {
+                assert_eq!(
+                    (plan.slices(&shape), plan.slice_pixels % 64),
+                    (slices, 0),
+                    "{edge}"
+                );
+            }
+        }
     }
 
     #[test]

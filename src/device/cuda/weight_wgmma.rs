@@ -3,11 +3,10 @@
 
 use cudarc::driver::{DeviceRepr, LaunchConfig};
 
-use super::format::Operands;
 use super::kernels::{Sm90Kernels, grid2, launch};
 use super::launcher::Launcher;
 use super::memory::{In, KernelSource, Out};
-use super::wgmma::{self, SLAB_PIXELS, TensorMap};
+use super::wgmma::{SLAB_PIXELS, TensorMap};
 use crate::Result;
 use crate::device::ConvShape;
 
@@ -18,9 +17,9 @@ const NARROWEST: i32 = 4;
 /// Bytes of dynamic shared memory: 11 stages of an image slab with a column on both sides and an adjoint slab.
 const SHARED_BYTES: u32 = 11 * (96 + 64) * 128;
 
-/// Pixels of an image in a slab, where the kernel takes a convolution.
-pub(super) fn slab_width(shape: &ConvShape, operands: Operands) -> Option<i32> {
-    wgmma::slab_width(shape, operands).filter(|&width| width >= NARROWEST)
+/// Whether the kernel takes slabs of this width.
+pub(super) fn takes_width(width: i32) -> bool {
+    width >= NARROWEST
 }
 
 /// Lets the kernel have its shared memory.
@@ -44,7 +43,7 @@ struct KernelShape {
 // SAFETY: plain old data without padding, laid out as its twin in the kernels.
 unsafe impl DeviceRepr for KernelShape {}
 
-/// dw [slices][K,3,3,C] (+)= the filters' adjoint over each slice's pixels. `width` is that of [`slab_width`];
+/// dw [slices][K,3,3,C] (+)= the filters' adjoint over each slice's pixels. `width` is that of [`super::wgmma::slab_width`];
 /// `slices`: how many, and pixels of one, whole slabs.
 #[allow(clippy::too_many_arguments)]
 pub(super) fn backward_weight(

@@ -55,16 +55,11 @@ pub(super) struct TensorMap(sys::CUtensorMap);
 unsafe impl DeviceRepr for TensorMap {}
 
 impl TensorMap {
-    /// Of a dense tensor of bf16, dimensions and box fastest first, for boxes of 64-byte or 128-byte rows, swizzled.
+    /// Of a dense tensor of bf16, dimensions and box fastest first, for boxes of 64-byte or 128-byte rows, swizzled so.
     pub fn new<const RANK: usize>(tensor: In, dims: [i32; RANK], tile: [u32; RANK]) -> Result<Self> {
-        let swizzle = match tile[0] * 2 {
-            64 => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_64B,
-            128 => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
-            bytes => {
-                return Err(Error::Internal(format!(
-                    "a tensor map with rows of {bytes} bytes"
-                )));
-            }
+        let swizzle = match tile[0] {
+            64 => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+            _ => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_64B,
         };
         let mut map = TensorMap(sys::CUtensorMap { opaque: [0; 16] });
         let dims = dims.map(|d| d as u64);
