@@ -1,7 +1,7 @@
 //! kernels/conv_weight_wgmma_sm90.cu against naive sums over the same bf16 operands: its walk down the images in slices of
 //! any length, its ring, what is pending and the padding, in every order. (tests/gpu has its launches.)
 
-use super::conv_sm90::{Pending, address, noise, operand, rounded, upload};
+use super::conv_sm90::{Kind, Source, address, noise, operands, rounded, upload};
 use super::sm90::{map, with_shared};
 use super::*;
 use cudarc::driver::{CudaSlice, DeviceRepr};
@@ -78,7 +78,7 @@ fn run(
     gpu: &Gpu,
     case: &Case,
     x: &CudaSlice<bf16>,
-    pending: Pending,
+    pending: Source,
     dy: &CudaSlice<bf16>,
     before: Option<&[f32]>,
 ) -> Vec<f32> {
@@ -118,7 +118,7 @@ struct ConvShape([i32; 9]);
 unsafe impl DeviceRepr for ConvShape {}
 
 /// The same filters, in one slice, by the kernel that every GPU has.
-fn by_warps(gpu: &Gpu, case: &Case, pending: Pending, dy: &CudaSlice<bf16>) -> Vec<f32> {
+fn by_warps(gpu: &Gpu, case: &Case, pending: Source, dy: &CudaSlice<bf16>) -> Vec<f32> {
     let ((n, h, w), (c, k)) = (case.images, case.channels);
     let shape = ConvShape([n, h, w, c, k, 3, 3, 1, 1].map(|v| v as i32));
     let mut dw = gpu.stream.alloc_zeros::<f32>(case.filters()).unwrap();
@@ -169,17 +169,17 @@ fn case(images: (usize, usize, usize), channels: (usize, usize), width: usize, s
     }
 }
 
-struct Operands {
+struct Uploaded {
     x: Vec<f32>,
     dy: Vec<f32>,
     on_gpu: (CudaSlice<bf16>, CudaSlice<bf16>),
 }
 
-fn operands(gpu: &Gpu, case: &Case) -> Operands {
+fn uploaded(gpu: &Gpu, case: &Case) -> Uploaded {
     let x = rounded(&noise(case.pixels() * case.channels.0, 1));
     let dy = rounded(&noise(case.pixels() * case.channels.1, 2));
     let on_gpu = (upload(gpu, &x), upload(gpu, &dy));
-    Operands { x, dy, on_gpu }
+    Uploaded { x, dy, on_gpu }
 }
 
 #[test]
@@ -200,8 +200,8 @@ fn filters_of_all_slices_add_up() {
             "{:?} {:?} by {}, {order}",
             case.images, case.channels, case.slice_rows
         );
-        let it = operands(&gpu, &case);
-        let dw = run(&gpu, &case, &it.on_gpu.0, Pending::default(), &it.on_gpu.1, None);
+        let it = uploaded(&gpu, &case);
+        let dw = run(&gpu, &case, &it.on_gpu.0, Source::default(), &it.on_gpu.1, None);
         assert_close(&case, &dw, &naive(&case, &it.x, &it.dy), &what);
     }
 }
@@ -210,12 +210,12 @@ fn filters_of_all_slices_add_up() {
 fn a_slice_longer_than_the_ring_has_the_same_bits_in_every_order() {
     let gpu = Gpu::new();
     let case = case((16, 12, 8), (64, 64), 8, 24);
-    let it = operands(&gpu, &case);
+    let it = uploaded(&gpu, &case);
     let expected = naive(&case, &it.x, &it.dy);
     let mut first = None;
     for order in ORDERS {
         let _order = InOrder::new(order);
-        let dw = run(&gpu, &case, &it.on_gpu.0, Pending::default(), &it.on_gpu.1, None);
+        let dw = run(&gpu, &case, &it.on_gpu.0, Source::default(), &it.on_gpu.1, None);
         assert_close(&case, &dw, &expected, order);
         assert_eq!(*first.get_or_insert(dw.clone()), dw, "{order}");
     }
@@ -230,16 +230,18 @@ fn what_is_pending_is_evaluated_and_padding_stays_zero() {
         (case((1, 4, 64), (64, 64), 64, 4), false, "reversed"),
     ] {
         let _order = InOrder::new(order);
-        let it = operands(&gpu, &case);
+        let it = uploaded(&gpu, &case);
         let affine = noise(3 * case.channels.0, 8);
         let affine_gpu = gpu.stream.clone_htod(&affine).unwrap();
-        let pending = Pending {
+        let pending = Source {
             x: address(&gpu, &it.on_gpu.0),
             affine: address(&gpu, &affine_gpu),
             relu: relu.into(),
             reserved: 0,
         };
-        let u = operand(case.channels.0, &it.x, &affine, relu);
+        let kind = if relu { Kind::Relu } else { Kind::Affine };
+        let (no_tx, no_slope) = (vec![0.0; it.x.len()], vec![0.0; 2 * case.channels.0]);
+        let (u, _) = operands(case.channels.0, kind, &it.x, &affine, &no_tx, &no_slope);
         let dw = run(&gpu, &case, &it.on_gpu.0, pending, &it.on_gpu.1, None);
         let expected = naive(&case, &u, &it.dy);
         assert_close(&case, &dw, &expected, &format!("relu {relu}, {order}"));
@@ -256,13 +258,13 @@ fn what_is_pending_is_evaluated_and_padding_stays_zero() {
 fn one_slice_adds_to_what_was_there() {
     let gpu = Gpu::new();
     let case = case((8, 4, 8), (64, 64), 8, 4);
-    let it = operands(&gpu, &case);
+    let it = uploaded(&gpu, &case);
     let before = noise(case.filters(), 3);
     let dw = run(
         &gpu,
         &case,
         &it.on_gpu.0,
-        Pending::default(),
+        Source::default(),
         &it.on_gpu.1,
         Some(&before),
     );
