@@ -4,17 +4,6 @@
 // counts and addresses; then the operands' type, _tf32 (images are float) or _bf16. Filters come from filters.cu.
 #include "mma_tile.cuh"
 
-// acc + bias -> epilogue, for the tile of an output [NPQ][K].
-template <class T, class Tile, bool VECTOR>
-__device__ __forceinline__ void mma_finish_rows(T* y, const float (&acc)[Tile::MI][Tile::NI][4], unsigned char* memory,
-                                                const float* bias, const Epilogue<T>& epilogue, const Place<Tile>& at,
-                                                const ConvShape& shape) {
-  float* product = reinterpret_cast<float*>(memory);
-  mma_lay_out<Tile>(product, acc);
-  finish_product<T, Tile, VECTOR>(y, product, bias, epilogue, at.tile, shape.n * shape.p() * shape.q() - at.m0, at.n0,
-                                  shape.k, [&](int row) { return Offset(at.m0 + row) * shape.k; });
-}
-
 // ---- forward
 
 template <class T, class Tile, bool VECTOR>

@@ -169,6 +169,17 @@ __device__ __forceinline__ void mma_lay_out(float* product, const float (&acc)[T
   __syncthreads();
 }
 
+// acc + bias -> epilogue, for the tile of an output [NPQ][K].
+template <class T, class Tile, bool VECTOR>
+__device__ __forceinline__ void mma_finish_rows(T* y, const float (&acc)[Tile::MI][Tile::NI][4], unsigned char* memory,
+                                                const float* bias, const Epilogue<T>& epilogue, const Place<Tile>& at,
+                                                const ConvShape& shape) {
+  float* product = reinterpret_cast<float*>(memory);
+  mma_lay_out<Tile>(product, acc);
+  finish_product<T, Tile, VECTOR>(y, product, bias, epilogue, at.tile, shape.n * shape.p() * shape.q() - at.m0, at.n0,
+                                  shape.k, [&](int row) { return Offset(at.m0 + row) * shape.k; });
+}
+
 // Operand a of forward, tangent, contraction (DIRECTION 1) and backward-input (DIRECTION -1): rows are pixels, the depth
 // is (tap row, tap column, channel). Pixel m reads image position origin(m) + DIRECTION·tap, zero outside. A thread owns
 // one chunk of the step for PASSES pixels. VECTOR: channels in whole chunks, 16-byte reads; else number by number.
@@ -327,8 +338,13 @@ struct FilterOperand {
 
   __device__ __forceinline__ void copy(int step, unsigned char* rows) const {
     const int d = (step * 4 + static_cast<int>(threadIdx.x) % 4) * CHUNK;
+    copy_from(matrix, d, d < depth, rows);
+  }
+
+  // This thread's chunk of a matrix with the same rows, from depth d on where it exists.
+  __device__ __forceinline__ void copy_from(const T* matrix, int d, bool exists, unsigned char* rows) const {
     UNROLL for (int i = 0; i < PASSES; i++) {
-      const bool ok = start[i] >= 0 && d < depth;
+      const bool ok = start[i] >= 0 && exists;
       cp_async16(rows + place + i * PASS * Tile::ROW, matrix + (ok ? start[i] + d : 0), ok);
     }
   }

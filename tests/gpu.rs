@@ -7,6 +7,8 @@ mod common;
 mod device;
 #[path = "common/fixtures.rs"]
 mod fixtures;
+#[path = "gpu/halo.rs"]
+mod halo;
 #[path = "gpu/measuring.rs"]
 mod measuring;
 #[path = "common/network.rs"]

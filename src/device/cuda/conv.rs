@@ -1,5 +1,6 @@
-//! Launches of kernels/conv.cu, conv_mma.cu, conv_weight.cu, conv_weight_mma.cu, per_sample.cu and filters.cu. The kernels of
-//! one operation take the same arguments whatever they multiply; those on tensor cores want their filters prepared.
+//! Launches of kernels/conv.cu, conv_mma.cu, conv_halo.cu, conv_weight.cu, conv_weight_mma.cu, per_sample.cu and
+//! filters.cu. The kernels of one operation take the same arguments whatever they multiply; those on tensor cores want their
+//! filters prepared.
 
 use super::format::{Operands, Storage};
 use super::kernels::{Sm90Kernels, grid, launch, strided};
@@ -9,7 +10,7 @@ use super::memory::{
     stored, stored_output, tangent, wide,
 };
 use super::norm::{self, TILE_ROWS};
-use super::tile::Plan;
+use super::tile::{HALO_FORWARD, HALO_TANGENT, Plan};
 use super::wgmma::{self, Product};
 use super::{Arena, Cuda, weight_wgmma};
 use crate::device::{ALIGN, Conv, ConvShape, Epilogue, Mem, Prepared, Rows, Sums, Tangent, Write};
@@ -185,9 +186,10 @@ pub(super) fn forward(
             end,
         );
     }
-    let (kernel, tile) = plan.pick(plan.forward, vector, &cuda.kernels.conv_forward);
-    let grid = plan.grid(tile, (shape.y_rows(), shape.k as usize), 1)?;
-    // SAFETY: types as in conv.cu, conv_mma.cu; lengths checked above and sizes by `prepare`, the kernel stays inside both.
+    let halo = (&cuda.kernels.conv_forward_halo, HALO_FORWARD);
+    let (kernel, grid) = plan.windows(&shape, vector, &cuda.kernels.conv_forward, halo)?;
+    // SAFETY: types as in conv.cu, conv_mma.cu, conv_halo.cu; lengths checked above and sizes by `prepare`, the kernel stays
+    // inside both.
     unsafe { launch!(cuda, kernel, grid, out, x, w, bias, end, shape) }
 }
 
@@ -232,9 +234,10 @@ pub(super) fn forward_tangent(
             end,
         );
     }
-    let (kernel, tile) = plan.pick(plan.forward, vector, &cuda.kernels.conv_tangent);
-    let grid = plan.grid(tile, (shape.y_rows(), shape.k as usize), 1)?;
-    // SAFETY: types as in conv.cu, conv_mma.cu; lengths checked above and sizes by `prepare`, the kernel stays inside both.
+    let halo = (&cuda.kernels.conv_tangent_halo, HALO_TANGENT);
+    let (kernel, grid) = plan.windows(&shape, vector, &cuda.kernels.conv_tangent, halo)?;
+    // SAFETY: types as in conv.cu, conv_mma.cu, conv_halo.cu; lengths checked above and sizes by `prepare`, the kernel stays
+    // inside both.
     unsafe { launch!(cuda, kernel, grid, out, x, tx, w, tw, tbias, end, shape) }
 }
 

@@ -109,6 +109,14 @@ kernels! {
         conv_contract_large_tf32 conv_contract_small_tf32 conv_contract_odd_tf32
         conv_contract_large_bf16 conv_contract_small_bf16 conv_contract_odd_bf16;
 
+    // Operands tf32, bf16 x tile large, small: `Plan::halo`.
+    conv_forward_halo:
+        conv_forward_halo_large_tf32 conv_forward_halo_small_tf32
+        conv_forward_halo_large_bf16 conv_forward_halo_small_bf16;
+    conv_tangent_halo:
+        conv_tangent_halo_large_tf32 conv_tangent_halo_small_tf32
+        conv_tangent_halo_large_bf16 conv_tangent_halo_small_bf16;
+
     // Operands tf32, bf16.
     filter_rows: filter_rows_tf32 filter_rows_bf16;
     filter_classes: filter_classes_tf32 filter_classes_bf16;

@@ -64,6 +64,27 @@ impl Tile {
     }
 }
 
+/// Pixels in a halo; twin of PIXELS in kernels/conv_halo.cuh.
+const HALO_PIXELS: i32 = 208;
+/// Bytes of shared memory of the halo kernels, large tile and small: twins of HaloMemory::BYTES for forward and tangent.
+pub(super) const HALO_FORWARD: [u32; 2] = [69_632, 39_936];
+pub(super) const HALO_TANGENT: [u32; 2] = [78_848, 66_560];
+
+/// Whether the kernels of conv_halo.cu take a convolution on tensor cores: tiles are whole rows or whole images.
+fn halo(shape: &ConvShape, operands: Operands) -> bool {
+    let window = (shape.r, shape.s, shape.stride, shape.pad) == (3, 3, 1, 1);
+    let tile = TILE_ROWS as i32;
+    // In narrower images a tap's eight pixels would not be in different banks, nor at the places that it computes.
+    if operands == Operands::F32 || !window || shape.w < 4 || tile % shape.w != 0 {
+        return false;
+    }
+    let rows = tile / shape.w;
+    let whole = rows % shape.h == 0 || shape.h % rows == 0;
+    // A row of padding above each image, one below the last.
+    let padding = (rows / shape.h).max(1) + 1;
+    whole && (rows + padding) * (shape.w + 1) < HALO_PIXELS
+}
+
 /// What [`super::Cuda`] decides for a node. It depends on the geometry alone, so that the bits of a run do not depend on
 /// what else the GPU is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,6 +96,8 @@ pub struct Plan {
     pub(super) forward_slabs: Option<i32>,
     pub(super) backward_slabs: Option<i32>,
     pub(super) weight_slabs: Option<i32>,
+    /// Whether forward and tangent, on their tile, else go to the halo kernels where all allows 16-byte accesses.
+    pub(super) halo: bool,
     pub(super) forward: Tile,
     pub(super) backward_input: Tile,
     pub(super) backward_weight: Tile,
@@ -89,6 +112,7 @@ impl Plan {
         forward_slabs: None,
         backward_slabs: None,
         weight_slabs: None,
+        halo: false,
         forward: Tile::Small,
         backward_input: Tile::Small,
         backward_weight: Tile::Small,
@@ -132,6 +156,7 @@ impl Plan {
             forward_slabs: slabs(forward, shape.k),
             backward_slabs: slabs(backward_input, shape.c),
             weight_slabs,
+            halo: halo(shape, operands),
             forward,
             backward_input,
             backward_weight,
@@ -152,6 +177,25 @@ impl Plan {
             (false, _) => (2, Tile::Small),
         };
         (&kernels[self.operands as usize * 3 + variant], tile)
+    }
+
+    /// The kernel and grid of forward or tangent: of the nine, or where the plan has a halo and `vector` allows it, of the
+    /// four on halos, which take the bytes `shared`.
+    pub(super) fn windows<'a>(
+        &self,
+        shape: &ConvShape,
+        vector: bool,
+        kernels: &'a [Kernel; 9],
+        (halo, shared): (&'a [Kernel; 4], [u32; 2]),
+    ) -> Result<(&'a Kernel, LaunchConfig)> {
+        let (kernel, tile) = self.pick(self.forward, vector, kernels);
+        let mut grid = self.grid(tile, (shape.y_rows(), shape.k as usize), 1)?;
+        if !(self.halo && vector) {
+            return Ok((kernel, grid));
+        }
+        grid.shared_mem_bytes = shared[tile as usize];
+        let bf16 = usize::from(self.operands == Operands::Bf16);
+        Ok((&halo[2 * bf16 + tile as usize], grid))
     }
 
     /// Columns of a tile.
@@ -257,6 +301,14 @@ pub(super) fn allow_shared(kernels: &Kernels) -> Result<()> {
         (&kernels.conv_backward_weight, true),
         (&kernels.conv_contract, false),
     ];
+    for (family, shared) in [
+        (&kernels.conv_forward_halo, HALO_FORWARD),
+        (&kernels.conv_tangent_halo, HALO_TANGENT),
+    ] {
+        for (kernel, bytes) in family.iter().zip(shared.into_iter().cycle()) {
+            kernel.allow_shared(bytes)?;
+        }
+    }
     for (family, weight) in operations {
         for operands in [Operands::Tf32, Operands::Bf16] {
             for (variant, tile) in [Tile::Large, Tile::Small, Tile::Small].into_iter().enumerate() {
