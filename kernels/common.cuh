@@ -52,7 +52,14 @@ struct Pack {
   float v[W];
 };
 
-// Eight bf16 of 16 bytes, and back.
+// Four bf16 of 8 bytes, eight of 16 bytes, and back.
+__device__ __forceinline__ Pack<4> unpack_bf16(uint2 t) {
+  return {__uint_as_float(t.x << 16), __uint_as_float(t.x & 0xffff0000u), __uint_as_float(t.y << 16),
+          __uint_as_float(t.y & 0xffff0000u)};
+}
+__device__ __forceinline__ uint2 pack_bf16(const Pack<4>& u) {
+  return make_uint2(bf16_pair(u.v[0], u.v[1]), bf16_pair(u.v[2], u.v[3]));
+}
 __device__ __forceinline__ Pack<8> unpack_bf16(uint4 t) {
   const unsigned words[4] = {t.x, t.y, t.z, t.w};
   Pack<8> out;
@@ -67,12 +74,14 @@ __device__ __forceinline__ uint4 pack_bf16(const Pack<8>& u) {
                     bf16_pair(u.v[6], u.v[7]));
 }
 
-// Loads and stores W numbers: 16 bytes at a time where they are that many, at addresses aligned to 16 bytes; W = 1
-// takes any channel count and any address.
+// Loads and stores W numbers: 16 bytes at a time where they are that many, at addresses aligned to 16 bytes, or 8 bytes
+// at addresses aligned to 8; W = 1 takes any channel count and any address.
 template <int W, class T>
 __device__ __forceinline__ Pack<W> load_pack(const T* p) {
   Pack<W> out;
-  if constexpr (W * sizeof(T) % 16 != 0) {
+  if constexpr (W == 4 && sizeof(T) == 2) {
+    out = unpack_bf16(load_vec<uint2>(p));
+  } else if constexpr (W * sizeof(T) % 16 != 0) {
     UNROLL for (int i = 0; i < W; i++) out.v[i] = widened(p[i]);
   } else if constexpr (sizeof(T) == 2) {
     out = unpack_bf16(load_vec<uint4>(p));
@@ -87,7 +96,9 @@ __device__ __forceinline__ Pack<W> load_pack(const T* p) {
 
 template <int W, class T>
 __device__ __forceinline__ void store_pack(T* p, const Pack<W>& u) {
-  if constexpr (W * sizeof(T) % 16 != 0) {
+  if constexpr (W == 4 && sizeof(T) == 2) {
+    store_vec(p, pack_bf16(u));
+  } else if constexpr (W * sizeof(T) % 16 != 0) {
     UNROLL for (int i = 0; i < W; i++) p[i] = narrowed<T>(u.v[i]);
   } else if constexpr (sizeof(T) == 2) {
     store_vec(p, pack_bf16(u));
@@ -100,7 +111,7 @@ __device__ __forceinline__ void store_pack(T* p, const Pack<W>& u) {
 template <class T, int W>
 __device__ __forceinline__ Pack<W> as_stored(Pack<W> u) {
   if constexpr (sizeof(T) == 2) {
-    if constexpr (W == 8) u = unpack_bf16(pack_bf16(u));
+    if constexpr (W == 8 || W == 4) u = unpack_bf16(pack_bf16(u));
     else UNROLL for (int i = 0; i < W; i++) u.v[i] = widened(narrowed<T>(u.v[i]));
   }
   return u;

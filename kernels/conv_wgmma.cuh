@@ -2,21 +2,30 @@
 //
 // A block's tile is ROWS image rows of 64 pixels by FILTERS filters: 8 x 64 or 4 x 128. The 64 pixels of a row are a slab:
 // `width` pixels (a power of two) of each of 64 / width images, so that small images fill it as well as large ones. A
-// slab of 64 channels is 8 KB of shared memory under the 128-byte swizzle: one bulk copy, and as it stands the A operand
-// of wgmma (64 rows, depth 64). The window moves by whole slabs: for one column s of the window, slabs -1..ROWS (shifted
+// slab of 32 channels is 4 KB of shared memory under the 64-byte swizzle: one bulk copy, and as it stands the A operand
+// of wgmma (64 rows, depth 32). The window moves by whole slabs: for one column s of the window, slabs -1..ROWS (shifted
 // by s - 1 pixels, zero outside of the image) serve all three rows r: output row i and window row r meet in slab i + r. A
-// stage of the ring is those slabs and the three filter slices (r, s), 64 channels of both; three stages make 64 channels
-// of depth.
+// stage of the ring is those slabs and the three filter slices (r, s), 32 channels of both; three stages make 32 channels
+// of depth, six where two products are summed: theirs take turns.
 //
-// For 37.7 MFLOP, 64 channels deep, a tile takes from L2 3·(ROWS + 2) slabs of 8 KB and 9·FILTERS·128 bytes of filters:
-// 121 FLOP a byte at 64 filters, 131 at 128. Reading every tap's pixels anew would give 57 and 85.
+// The tangent of a source with something pending takes its two stages as a pair, since both operands are functions of x
+// and tx: tx arrives where the first product's operand goes, x where the second's goes. Both are read once, evaluated
+// once and written back in place. Four stages hold a pair that is multiplied and one that is fetched and evaluated. With
+// 64 channels a stage only one pair would fit, and nothing would go on beside the products; with half the rows, a byte
+// from L2 would serve 77 FLOP in place of 128.
+//
+// For 18.9 MFLOP, 32 channels deep, a tile takes from L2 3·(ROWS + 2) slabs of 4 KB and 9·FILTERS·64 bytes of filters:
+// 118 FLOP a byte at 64 filters, 128 at 128. Reading every tap's pixels anew would give 57 and 85.
 #pragma once
 #include "epilogue.cuh"
 
 namespace wgmma_tile {
-constexpr int SLAB_PIXELS = 64, DEPTH = 64, CONSUMERS = 2, STAGES = 2;
-constexpr int TRANSFORM_THREADS = 96;  // warps 1 to 3; warp 0 copies
-constexpr int SLAB = SLAB_PIXELS * DEPTH * 2;  // bytes
+constexpr int SLAB_PIXELS = 64, DEPTH = 32, CONSUMERS = 2, STAGES = 4;
+constexpr int PRODUCER_THREADS = 256;  // a warpgroup that copies, one that evaluates what is pending
+constexpr int THREADS = PRODUCER_THREADS + CONSUMERS * 128;
+constexpr int COPY_REGISTERS = 32, TRANSFORM_REGISTERS = 80, MULTIPLY_REGISTERS = 200;
+static_assert(COPY_REGISTERS + TRANSFORM_REGISTERS + CONSUMERS * MULTIPLY_REGISTERS <= 4 * 128, "of what a launch gives");
+constexpr int ROW = DEPTH * 2, SLAB = SLAB_PIXELS * ROW;  // bytes
 
 template <int FILTERS>
 constexpr int ROWS = 512 / FILTERS;
@@ -25,7 +34,7 @@ constexpr int CONSUMER_ROWS = ROWS<FILTERS> / CONSUMERS;
 template <int FILTERS>
 constexpr int SLABS = ROWS<FILTERS> + 2;
 template <int FILTERS>
-constexpr int FILTER_SLICE = FILTERS * DEPTH * 2;
+constexpr int FILTER_SLICE = FILTERS * ROW;
 template <int FILTERS>
 constexpr int STAGE_BYTES = SLABS<FILTERS> * SLAB + 3 * FILTER_SLICE<FILTERS>;
 // A consumer's outputs pass through shared memory, 128 pixels x so many filters at a time: what the stages leave.
@@ -43,7 +52,7 @@ static_assert(SHARED_BYTES<64> <= 226 << 10 && SHARED_BYTES<128> <= 226 << 10, "
 struct WgmmaShape {
   int n, h, w, c, k;
   int width_log2;  // pixels of an image in a slab
-  int passes;      // products that are summed: 1, or 2 for the tangent
+  int products;    // that are summed: 1, or 2 for the tangent
   int mirrored;    // the filters' taps stand in the opposite order
 };
 static_assert(sizeof(WgmmaShape) == 32, "twin of KernelShape");

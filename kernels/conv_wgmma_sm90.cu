@@ -1,9 +1,9 @@
 // 3x3 convolution, stride 1, padding 1, bf16 on Hopper's tensor cores: forward, tangent (two products summed) and
 // backward-input (taps mirrored), with the filters of filters.cu. Tiles and ring: conv_wgmma.cuh.
 //
-// A block is resident and takes every gridDim.x-th tile. Its first warp asks for copies; the other three of that
-// warpgroup turn stored values into operands, in place, where something is pending on them (padding stays zero); two
-// warpgroups multiply, half of the tile's rows each. Between them stand barriers in shared memory:
+// A block is resident and takes every gridDim.x-th tile. A thread of its first warpgroup asks for copies; the second warpgroup
+// turns stored values into operands, in place, where something is pending on them (padding stays zero); the other two
+// multiply, half of the tile's rows each. Between them stand barriers in shared memory:
 //   full    copies -> transformers, or consumers where nothing is pending
 //   ready   transformers -> consumers, of every stage once anything is pending
 //   empty   consumers -> copies
@@ -16,17 +16,17 @@ struct WgmmaBarriers {
 };
 
 // Every stage of every tile, in the order in which all three roles go through them: f(place, stage's place in the ring,
-// pass, first channel, column of the window, whether it is the tile's first, whether its last).
+// product, first channel, column of the window).
 template <int FILTERS, class Stage, class Tile>
 __device__ __forceinline__ void for_all_stages(const WgmmaShape& shape, Stage stage, Tile end_of_tile) {
   const int tiles = WgmmaPlace<FILTERS>::count(shape);
   RingPlace ring;
   for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
     const WgmmaPlace<FILTERS> at(shape, tile);
-    for (int pass = 0; pass < shape.passes; pass++) {
-      for (int c = 0; c < shape.c; c += DEPTH) {
-        for (int s = 0; s < 3; s++) {
-          stage(at, ring, pass, c, s);
+    for (int c = 0; c < shape.c; c += DEPTH) {
+      for (int s = 0; s < 3; s++) {
+        for (int product = 0; product < shape.products; product++) {
+          stage(at, ring, product, c, s);
           ring.advance();
         }
       }
@@ -42,61 +42,80 @@ __device__ __forceinline__ void copy_stages(unsigned char* smem, const WgmmaBarr
                                             const WgmmaShape& shape) {
   for_all_stages<FILTERS>(
       shape,
-      [&](const WgmmaPlace<FILTERS>& at, const RingPlace& ring, int pass, int c, int s) {
-        const TensorMap& x = pass == 0 ? x0 : x1;
-        const TensorMap& w = pass == 0 ? w0 : w1;
+      [&](const WgmmaPlace<FILTERS>& at, const RingPlace& ring, int product, int c, int s) {
+        const TensorMap& x = product == 0 ? x0 : x1;
+        const TensorMap& w = product == 0 ? w0 : w1;
         unsigned char* slabs = smem + ring.stage * STAGE_BYTES<FILTERS>;
+        unsigned char* filters = slabs + SLABS<FILTERS> * SLAB;
         uint64_t* full = &barriers.full[ring.stage];
         mbarrier_wait(&barriers.empty[ring.stage], ring.parity ^ 1);
         mbarrier_arrive_expect(full, STAGE_BYTES<FILTERS>);
-        for (int i = 0; i < SLABS<FILTERS>; i++) tensor_copy(slabs + i * SLAB, x, c, at.w0 + s - 1, at.h0 + i - 1, at.n0, full);
+        for (int i = 0; i < SLABS<FILTERS>; i++) {
+          tensor_copy(slabs + i * SLAB, x, c, at.w0 + s - 1, at.h0 + i - 1, at.n0, full);
+        }
         for (int r = 0; r < 3; r++) {
-          tensor_copy(slabs + SLABS<FILTERS> * SLAB + r * FILTER_SLICE<FILTERS>, w, c, shape.mirrored != 0 ? 8 - (r * 3 + s) : r * 3 + s, at.k0,
-                      full);
+          const int tap = shape.mirrored != 0 ? 8 - (r * 3 + s) : r * 3 + s;
+          tensor_copy(filters + r * FILTER_SLICE<FILTERS>, w, c, tap, at.k0, full);
         }
       },
       [](const WgmmaPlace<FILTERS>&, const RingPlace&) {});
 }
 
-__device__ __forceinline__ bool is_pending(const Source<__nv_bfloat16>& x) { return x.affine != nullptr || x.relu != 0; }
-
-// Three warps: thread t owns eight channels, t % 8 of the slab's eight runs of them, of every twelfth pixel, and has
-// the loads of BATCH pixels in flight.
-template <int FILTERS>
+// A warpgroup: thread t owns four channels, t % 8 of a slab's eight runs of them, of every 16th pixel. Turns x into
+// relu(A·(x - M) + C); of a PAIR of stages also the first one's tx (without: whatever was copied there) into
+// mask·(A·tx + B·(x - M) + D).
+template <int FILTERS, bool PAIR>
 __device__ __forceinline__ void transform_stages(unsigned char* smem, const WgmmaBarriers& barriers,
-                                                 const Source<__nv_bfloat16>& source0,
-                                                 const Source<__nv_bfloat16>& source1, const WgmmaShape& shape) {
-  constexpr int BATCH = 2, STEP = TRANSFORM_THREADS / 8, PIXELS = SLABS<FILTERS> * SLAB_PIXELS;
-  const int thread = static_cast<int>(threadIdx.x) - 32, run = thread % 8;
+                                                 const Source<__nv_bfloat16>& source,
+                                                 const Tangent<__nv_bfloat16>& tangent, const WgmmaShape& shape) {
+  constexpr int RUN = 4, RUNS = DEPTH / RUN, STEP = 128 / RUNS, PIXELS = SLAB_PIXELS / STEP;
+  const int thread = static_cast<int>(threadIdx.x) % 128, run = thread % RUNS, pixel = thread / RUNS;
+  const int place = pixel * ROW + (run ^ (pixel & 6)) * RUN * 2;  // STEP pixels further: STEP rows on
+  static_assert(STEP % 8 == 0, "the swizzle repeats");
   for_all_stages<FILTERS>(
       shape,
-      [&](const WgmmaPlace<FILTERS>& at, const RingPlace& ring, int pass, int c0, int s) {
-        const Source<__nv_bfloat16>& source = pass == 0 ? source0 : source1;
-        const int c = c0 + run * 8;
-        unsigned char* slabs = smem + ring.stage * STAGE_BYTES<FILTERS>;
-        const auto place = [&](int pixel) { return slabs + pixel * 128 + (run ^ (pixel & 7)) * 16; };
-        mbarrier_wait(&barriers.full[ring.stage], ring.parity);
+      [&](const WgmmaPlace<FILTERS>& at, const RingPlace& first, int product, int c0, int s) {
+        if (PAIR && product != 0) return;  // done with the other one
+        RingPlace last = first;
+        if (PAIR) last.advance();
+        const int c = c0 + run * RUN;
+        // Before the wait, which hides how long they take.
+        const Affine<RUN> affine(source, shape.c, min(c, shape.c - RUN));
+        const Slope<RUN> slope(PAIR ? tangent.slope : nullptr, shape.c, min(c, shape.c - RUN));
         // Channels past the last and pixels outside of the image stay the zeros that the copies brought.
-        if (c < shape.c && is_pending(source)) {
-          const Affine<8> affine(source, shape.c, c);
-          NO_UNROLL for (int first = thread / 8; first < PIXELS; first += BATCH * STEP) {
-            uint4 stored[BATCH];
-            bool inside[BATCH];
-            UNROLL for (int i = 0; i < BATCH; i++) {
-              const int pixel = first + i * STEP, h = at.h0 + pixel / SLAB_PIXELS - 1;
-              const int w = at.w0 + (pixel & ((1 << shape.width_log2) - 1)) + s - 1;
-              inside[i] = pixel < PIXELS && h >= 0 && h < shape.h && w >= 0 && w < shape.w;
-              if (inside[i]) stored[i] = load_vec<uint4>(place(pixel));
-            }
-            UNROLL for (int i = 0; i < BATCH; i++) {
-              if (!inside[i]) continue;
-              const Pack<8> u = source_forward(affine, source.relu != 0, unpack_bf16(stored[i]));
-              store_vec(place(first + i * STEP), pack_bf16(u));
+        bool inside[PIXELS];
+        UNROLL for (int i = 0; i < PIXELS; i++) {
+          const int w = at.w0 + ((pixel + i * STEP) & ((1 << shape.width_log2) - 1)) + s - 1;
+          inside[i] = c < shape.c && w >= 0 && w < shape.w;
+        }
+        if (PAIR) mbarrier_wait(&barriers.full[first.stage], first.parity);
+        mbarrier_wait(&barriers.full[last.stage], last.parity);
+        NO_UNROLL for (int slab = 0; slab < SLABS<FILTERS>; slab++) {
+          if (at.h0 + slab < 1 || at.h0 + slab > shape.h) continue;
+          unsigned char* const values = smem + last.stage * STAGE_BYTES<FILTERS> + slab * SLAB + place;
+          unsigned char* const tangents = smem + first.stage * STAGE_BYTES<FILTERS> + slab * SLAB + place;
+          uint2 x[PIXELS], tx[PIXELS];
+          UNROLL for (int i = 0; i < PIXELS; i++) {
+            x[i] = load_vec<uint2>(values + i * STEP * ROW);
+            tx[i] = PAIR && tangent.tx != nullptr ? load_vec<uint2>(tangents + i * STEP * ROW) : make_uint2(0, 0);
+          }
+          UNROLL for (int i = 0; i < PIXELS; i++) {
+            const bool relu = source.relu != 0;
+            const Pack<RUN> u = unpack_bf16(x[i]);
+            const uint2 value = pack_bf16(source_forward(affine, relu, u));
+            if (inside[i]) store_vec(values + i * STEP * ROW, value);
+            if (PAIR) {
+              const uint2 operand = pack_bf16(source_tangent(affine, relu, slope, u, unpack_bf16(tx[i])));
+              if (inside[i]) store_vec(tangents + i * STEP * ROW, operand);
             }
           }
         }
         fence_proxy_async();
-        mbarrier_arrive(&barriers.ready[ring.stage]);
+        __syncwarp();
+        if (thread % 32 == 0) {
+          if (PAIR) mbarrier_arrive(&barriers.ready[first.stage]);
+          mbarrier_arrive(&barriers.ready[last.stage]);
+        }
       },
       [](const WgmmaPlace<FILTERS>&, const RingPlace&) {});
 }
@@ -148,25 +167,21 @@ __device__ __forceinline__ void store_tile(__nv_bfloat16* y, const float (&acc)[
       // Stores first, then sums of what was stored, by the same threads: both at once want more registers than there are.
       Epilogue<__nv_bfloat16> stores = epilogue, sums = {};
       stores.sums.kind = SUMS_NONE;
-      finish_tile<__nv_bfloat16, 8, COLUMNS, 128>(
+      finish_tile<__nv_bfloat16, 4, COLUMNS, 128>(
           y, stores, 0, 2 * SLAB_PIXELS, k0, shape.k, staged,
           [&](int row, int column) {
-            Pack<8> v;
-            UNROLL for (int i = 0; i < 2; i++) {
-              const Pack<4> four = load_pack<4>(staged + staged_place<COLUMNS>(row, column + 4 * i));
-              UNROLL for (int j = 0; j < 4; j++) v.v[4 * i + j] = four.v[j];
-            }
+            Pack<4> v = load_pack<4>(staged + staged_place<COLUMNS>(row, column));
             if (bias != nullptr) {
-              UNROLL for (int i = 0; i < 8; i++) v.v[i] += bias[k0 + column + i];
+              UNROLL for (int i = 0; i < 4; i++) v.v[i] += bias[k0 + column + i];
             }
             return v;
           },
           start, team);
       if (epilogue.sums.kind == SUMS_NONE) continue;
       sums.sums = epilogue.sums;
-      finish_tile<__nv_bfloat16, 8, COLUMNS, 128>(
+      finish_tile<__nv_bfloat16, 4, COLUMNS, 128>(
           static_cast<__nv_bfloat16*>(nullptr), sums, at.pair(shape, h0), 2 * SLAB_PIXELS, k0, shape.k, staged,
-          [&](int row, int column) { return load_pack<8>(y + start(row) + k0 + column); }, start, team);
+          [&](int row, int column) { return load_pack<4>(y + start(row) + k0 + column); }, start, team);
     }
   }
 }
@@ -175,7 +190,7 @@ template <int FILTERS>
 __device__ __forceinline__ void multiply_stages(unsigned char* smem, uint64_t* operands_there, uint64_t* empty,
                                                 __nv_bfloat16* y, const float* bias,
                                                 const Epilogue<__nv_bfloat16>& epilogue, const WgmmaShape& shape) {
-  const int consumer = static_cast<int>(threadIdx.x) / 128 - 1;
+  const int consumer = (static_cast<int>(threadIdx.x) - PRODUCER_THREADS) / 128;
   float* staged = reinterpret_cast<float*>(smem + STAGES * STAGE_BYTES<FILTERS> + consumer * STAGED<FILTERS>);
   float acc[CONSUMER_ROWS<FILTERS>][FILTERS / 2];
   // A warp gives a stage back when its products have left it: one stage later, and at the end of the tile.
@@ -184,17 +199,18 @@ __device__ __forceinline__ void multiply_stages(unsigned char* smem, uint64_t* o
   };
   for_all_stages<FILTERS>(
       shape,
-      [&](const WgmmaPlace<FILTERS>&, const RingPlace& ring, int pass, int c, int s) {
-        const bool first = (pass | c | s) == 0;
+      [&](const WgmmaPlace<FILTERS>&, const RingPlace& ring, int product, int c, int s) {
+        const bool first = (product | c | s) == 0;
         mbarrier_wait(&operands_there[ring.stage], ring.parity);
         const unsigned char* slabs = smem + ring.stage * STAGE_BYTES<FILTERS> + consumer * CONSUMER_ROWS<FILTERS> * SLAB;
         const unsigned char* filters = smem + ring.stage * STAGE_BYTES<FILTERS> + SLABS<FILTERS> * SLAB;
         wgmma_fence(acc);
         UNROLL for (int r = 0; r < 3; r++) {
           UNROLL for (int k = 0; k < DEPTH; k += 16) {
-            const uint64_t b = wgmma_operand(filters + r * FILTER_SLICE<FILTERS> + k * 2, 1024);
+            const uint64_t b = wgmma_operand<ROW>(filters + r * FILTER_SLICE<FILTERS> + k * 2, 8 * ROW);
             UNROLL for (int i = 0; i < CONSUMER_ROWS<FILTERS>; i++) {
-              wgmma_bf16<false>(acc[i], wgmma_operand(slabs + (i + r) * SLAB + k * 2, 1024), b, !first || r + k > 0);
+              const uint64_t a = wgmma_operand<ROW>(slabs + (i + r) * SLAB + k * 2, 8 * ROW);
+              wgmma_bf16<false>(acc[i], a, b, !first || r + k > 0);
             }
           }
         }
@@ -211,8 +227,9 @@ __device__ __forceinline__ void multiply_stages(unsigned char* smem, uint64_t* o
 
 template <int FILTERS>
 __device__ __forceinline__ void conv_wgmma_body(__nv_bfloat16* y, const TensorMap& x0, const TensorMap& w0,
-                                                const TensorMap& x1, const TensorMap& w1, const Source<__nv_bfloat16>& source0,
-                                                const Source<__nv_bfloat16>& source1, const float* bias,
+                                                const TensorMap& x1, const TensorMap& w1,
+                                                const Source<__nv_bfloat16>& source,
+                                                const Tangent<__nv_bfloat16>& tangent, const float* bias,
                                                 const Epilogue<__nv_bfloat16>& epilogue, const WgmmaShape& shape) {
   DYN_SMEM_SWIZZLED(smem);
   SHARED(uint64_t, barriers, [3 * STAGES]);
@@ -220,44 +237,47 @@ __device__ __forceinline__ void conv_wgmma_body(__nv_bfloat16* y, const TensorMa
   if (threadIdx.x == 0) {
     for (int i = 0; i < STAGES; i++) {
       mbarrier_init(&all.full[i], 1);
-      mbarrier_init(&all.ready[i], TRANSFORM_THREADS);
+      mbarrier_init(&all.ready[i], 4);
       mbarrier_init(&all.empty[i], CONSUMERS * 4);
     }
     mbarrier_init_fence();
   }
   __syncthreads();
-  const bool transformed = is_pending(source0) || is_pending(source1);
+  const bool pending = source.affine != nullptr || source.relu != 0 || tangent.slope != nullptr;
   if (threadIdx.x < 128) {
-    give_registers<72>();
-    if (threadIdx.x == 0) {
-      copy_stages<FILTERS>(smem, all, x0, w0, x1, w1, shape);
-    } else if (threadIdx.x >= 32 && transformed) {
-      transform_stages<FILTERS>(smem, all, source0, source1, shape);
+    give_registers<COPY_REGISTERS>();
+    if (threadIdx.x == 0) copy_stages<FILTERS>(smem, all, x0, w0, x1, w1, shape);
+  } else if (threadIdx.x < PRODUCER_THREADS) {
+    give_registers<TRANSFORM_REGISTERS>();
+    if (pending) {
+      if (shape.products == 1) transform_stages<FILTERS, false>(smem, all, source, tangent, shape);
+      else transform_stages<FILTERS, true>(smem, all, source, tangent, shape);
     }
   } else {
-    take_registers<216>();
-    multiply_stages<FILTERS>(smem, transformed ? all.ready : all.full, all.empty, y, bias, epilogue,
-                             shape);
+    take_registers<MULTIPLY_REGISTERS>();
+    multiply_stages<FILTERS>(smem, pending ? all.ready : all.full, all.empty, y, bias, epilogue, shape);
   }
 }
 
-// y[n,h,w,k] = sum over passes, r, s, c of operand[n, h + r - 1, w + s - 1, c] · filter[k,r,s,c] + bias[k], then the epilogue
-// y [N,H,W,K]; x0, x1 maps of [N,H,W,C], boxes of a slab; w0, w1 maps of [K,9,C], boxes of FILTERS x 1 x 64; all
-// swizzled; source0, source1: what is pending on them; bias [K] or null; epilogue over y; what `passes` leaves out repeats
-// the first
-// grid: at most one block a multiprocessor, 384 threads, SHARED_BYTES<FILTERS> of DYN_SMEM
-// C, K multiples of 8; y and the sources' affine 16-byte aligned, epilogue.wide; N·H·W < 2^31 - 256
+// y[n,h,w,k] = sum over products, r, s, c of operand[n, h + r - 1, w + s - 1, c] · filter[k,r,s,c] + bias[k], then the
+// epilogue
+//   one product    operand: source's value
+//   two products   first operand: the tangent of the source; second: its value
+// y [N,H,W,K]; x0, x1 maps of [N,H,W,C], boxes of a slab: source's x last, before it tx, or x again without one; w0, w1
+// maps of [K,9,C], boxes of FILTERS x 1 x 32; all swizzled; bias [K] or null; epilogue over y; what `products` leaves out
+// repeats the first
+// grid: at most one block a multiprocessor, THREADS threads, SHARED_BYTES<FILTERS> of DYN_SMEM
+// C, K multiples of 8; y, affine and slope 16-byte aligned, epilogue.wide; N·H·W < 2^31 - 256
 #define CONV_WGMMA_ARGS                                                                                              \
   __nv_bfloat16 *y, const __grid_constant__ TensorMap x0, const __grid_constant__ TensorMap w0,                      \
       const __grid_constant__ TensorMap x1, const __grid_constant__ TensorMap w1,                                    \
-      const __grid_constant__ Source<__nv_bfloat16> source0,                                                         \
-      const __grid_constant__ Source<__nv_bfloat16> source1,                  \
+      const __grid_constant__ Source<__nv_bfloat16> source, const __grid_constant__ Tangent<__nv_bfloat16> tangent,  \
       const float *__restrict__ bias, const __grid_constant__ Epilogue<__nv_bfloat16> epilogue,                      \
       const __grid_constant__ WgmmaShape shape
 
-extern "C" __global__ void __launch_bounds__(384, 1) conv_wgmma_64(CONV_WGMMA_ARGS) {
-  conv_wgmma_body<64>(y, x0, w0, x1, w1, source0, source1, bias, epilogue, shape);
+extern "C" __global__ void __launch_bounds__(THREADS, 1) conv_wgmma_64(CONV_WGMMA_ARGS) {
+  conv_wgmma_body<64>(y, x0, w0, x1, w1, source, tangent, bias, epilogue, shape);
 }
-extern "C" __global__ void __launch_bounds__(384, 1) conv_wgmma_128(CONV_WGMMA_ARGS) {
-  conv_wgmma_body<128>(y, x0, w0, x1, w1, source0, source1, bias, epilogue, shape);
+extern "C" __global__ void __launch_bounds__(THREADS, 1) conv_wgmma_128(CONV_WGMMA_ARGS) {
+  conv_wgmma_body<128>(y, x0, w0, x1, w1, source, tangent, bias, epilogue, shape);
 }

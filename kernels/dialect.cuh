@@ -151,7 +151,7 @@ __device__ __forceinline__ void spin_pause() { __nanosleep(20); }
 // ---- sm_90a only, for kernels in files named *_sm90.cu: named barriers, barriers in shared memory, bulk copies of
 // boxes of tensors, matrix products of warpgroups (128 threads, the first a multiple of 128 of the block)
 
-// Dynamic shared memory that begins at a multiple of 1024 bytes, as the 128-byte swizzle wants.
+// Dynamic shared memory that begins at a multiple of 1024 bytes, as the 128-byte swizzle wants (the 64-byte one: 512).
 #define DYN_SMEM_SWIZZLED(name) extern __shared__ __align__(1024) unsigned char name[]
 
 // Meets `threads` threads of the block, a multiple of 32, at barrier 1..15.
@@ -202,7 +202,7 @@ __device__ __forceinline__ void prefetch_tensor_map(const TensorMap& map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
 }
 // Copies the map's box that begins at these coordinates (fastest dimension first; what lies outside of the tensor reads
-// as zero) to shared memory at a multiple of 1024 bytes. One thread asks; `barrier` counts the bytes.
+// as zero) to shared memory at a multiple of 8 times the swizzle (128 bytes without). One thread asks; `barrier` counts the bytes.
 __device__ __forceinline__ void tensor_copy(void* dst, const TensorMap& map, int c0, int c1, int c2,
                                             uint64_t* barrier) {
   asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
@@ -282,12 +282,14 @@ __device__ __forceinline__ void wgmma_bf16(float (&d)[64], uint64_t a, uint64_t 
 
 #endif  // __CUDACC__
 
-// Operand of wgmma under the 128-byte swizzle, from the byte of shared memory where it begins. [row][depth]: rows of 128
-// bytes, 8 in a kilobyte, the next 8 rows `stride` bytes on; depth is passed by in steps of 32 bytes. [depth][column]:
+// Operand of wgmma under the swizzle of 64 or 128 bytes, from the byte of shared memory where it begins. [row][depth]: rows
+// of ROW bytes, 8 close together, the next 8 rows `stride` bytes on; depth is passed by in steps of 32 bytes. [depth][column]:
 // 64 columns in 128 bytes, 8 depths in a kilobyte, the next 8 `stride` bytes on, the next 64 columns `leading` bytes on.
+template <int ROW = 128>
 __device__ __forceinline__ uint64_t wgmma_operand(const void* p, uint32_t stride, uint32_t leading = 16) {
-  constexpr uint64_t swizzle_128 = uint64_t{1} << 62;
-  return swizzle_128 | uint64_t{stride >> 4} << 32 | uint64_t{leading >> 4} << 16 | (smem_address(p) >> 4);
+  static_assert(ROW == 64 || ROW == 128, "the swizzle");
+  constexpr uint64_t swizzle = uint64_t{ROW == 128 ? 1 : 2} << 62;
+  return swizzle | uint64_t{stride >> 4} << 32 | uint64_t{leading >> 4} << 16 | (smem_address(p) >> 4);
 }
 
 // ---- whole-block reductions: same source on both sides. All threads of a one-dimensional block (a multiple of 32) call

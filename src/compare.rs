@@ -223,7 +223,7 @@ impl Plan {
     /// nothing on waiting within a step: two runs of the bundled network (8 epochs) took 2.3 s side by side, and 3.2
     /// and 3.6 s one after the other with two threads, on two cores with other load. A GPU does one at a time.
     fn side_by_side(&self) -> (usize, Option<usize>) {
-        if resolve(self.base.device, self.base.precision) != DeviceChoice::Cpu {
+        if resolve(self.base.device, self.base.precision()) != DeviceChoice::Cpu {
             return (1, self.base.threads);
         }
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
@@ -352,7 +352,7 @@ fn train(
     progress: &(impl Fn(usize) + Sync),
 ) -> Result<Summary> {
     let task = prepare(&mut config)?;
-    let (device, precision) = (config.device, config.precision);
+    let (device, precision) = (config.device, config.precision());
     with_device(
         device,
         precision,

@@ -217,9 +217,10 @@ pub struct RunConfig {
     /// auto, cpu, cuda, cuda:N or emulator
     #[arg(long, default_value_t = DeviceChoice::Auto, help_heading = "Run")]
     pub device: DeviceChoice,
-    /// Number format
-    #[arg(long, value_enum, default_value_t = Precision::F32, help_heading = "Run")]
-    pub precision: Precision,
+    /// Number format [default: f32; of `train` on a GPU bf16]
+    #[arg(long, value_enum, help_heading = "Run")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub precision: Option<Precision>,
     /// Threads of the CPU device [default: one per core]; no result depends on it
     #[arg(long, value_parser = whole::<usize>(), help_heading = "Run")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -308,6 +309,11 @@ impl RunConfig {
     /// Whether the dataset is the one inside the binary.
     pub fn is_bundled(&self) -> bool {
         self.data == Path::new(BUNDLED)
+    }
+
+    /// Number format of the run.
+    pub fn precision(&self) -> Precision {
+        self.precision.unwrap_or(Precision::F32)
     }
 
     /// Depth of the meta gradient; set by [`RunConfig::resolve`].

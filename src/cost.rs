@@ -43,7 +43,7 @@ pub struct StepCost {
 pub fn measure(config: &RunConfig, program: Program, threads: Option<usize>) -> Result<StepCost> {
     with_device(
         config.device,
-        config.precision,
+        config.precision(),
         threads,
         Measurement { config, program },
     )

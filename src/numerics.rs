@@ -104,7 +104,7 @@ pub fn states(
             Ok(states)
         }
     }
-    let (device, precision, threads) = (config.device, config.precision, config.threads);
+    let (device, precision, threads) = (config.device, config.precision(), config.threads);
     let run = Run {
         config: config.clone(),
         task,

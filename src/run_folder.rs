@@ -328,7 +328,7 @@ pub fn summary<D: Device>(trainer: &Trainer<D>) -> Result<Summary> {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         method: config.method.name().to_owned(),
         device: engine.device.name(),
-        precision: config.precision.name().to_owned(),
+        precision: config.precision().name().to_owned(),
         seed: config.seed,
         epochs: state.epoch,
         steps: state.step,

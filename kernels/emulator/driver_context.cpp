@@ -47,7 +47,7 @@ int attribute_value(int attribute) {
     case 10: return 32;              // WARP_SIZE
     case 12: return 65536;           // MAX_REGISTERS_PER_BLOCK
     case 13: return 1980000;         // CLOCK_RATE, kHz
-    case 16: return 132;             // MULTIPROCESSOR_COUNT
+    case 16: return 1;               // MULTIPROCESSOR_COUNT: a resident block takes every tile; small work fills it
     case 31: return 1;               // CONCURRENT_KERNELS
     case 36: return 2619000;         // MEMORY_CLOCK_RATE, kHz
     case 37: return 5120;            // GLOBAL_MEMORY_BUS_WIDTH, bits

@@ -39,7 +39,7 @@ void tensor_copy(void* dst, const TensorMap& map, const int* at, unsigned rank, 
   }
   BulkCopy copy{map, {}, scheduler.shared_address(dst), barrier};
   std::copy(at, at + rank, copy.at);
-  const uint32_t alignment = tensor->swizzled ? 1024 : 128;
+  const uint32_t alignment = tensor->swizzle != 0 ? tensor->swizzle * 8u : 128;
   if (copy.dst % alignment != 0) {
     fail("tensor_copy at %s:%u: byte %u of shared memory is no multiple of %u", base_name(site.file), site.line, copy.dst,
          alignment);

@@ -58,7 +58,8 @@ void copy_box(const TensorBox& tensor, const int* at, unsigned char* shared, uin
       if (inside && from < to) memcpy(bytes + (from - chunk), tensor.address + offset + from, to - from);
       const auto plain = static_cast<uint32_t>(address + row * row_bytes + chunk);
       // 16, but the compiler does not know: a call that the race checker sees.
-      memcpy(shared + (tensor.swizzled ? swizzle128(plain) : plain), bytes, std::min<size_t>(row_bytes, 16));
+      const uint32_t place = tensor.swizzle != 0 ? swizzled(plain, tensor.swizzle) : plain;
+      memcpy(shared + place, bytes, std::min<size_t>(row_bytes, 16));
     }
   }
 }
@@ -72,12 +73,14 @@ DRIVER_API cuTensorMapEncodeTiled(TensorMap* map, int type, uint32_t rank, void*
                                   const uint64_t* strides, const uint32_t* box, const uint32_t* element_strides,
                                   int interleave, int swizzle, int, int fill) {
   return driver_call("cuTensorMapEncodeTiled", [&]() -> Outcome {
-    constexpr int none = 0, swizzle_128 = 3;
+    constexpr int none = 0, swizzle_64 = 2, swizzle_128 = 3;
     if (reinterpret_cast<uintptr_t>(map) % 64 != 0) return {invalid_value, "the tensor map is no multiple of 64 bytes"};
     if (type != 1 && type != 6 && type != 9) return {not_supported, text("tensor map of elements of type %d", type)};
     if (rank < 3 || rank > TensorBox::max_rank) return {not_supported, text("tensor map of %u dimensions", rank)};
     if (interleave != none || fill != 0) return {not_supported, "tensor map with interleave or a fill other than zero"};
-    if (swizzle != none && swizzle != swizzle_128) return {not_supported, text("tensor map with swizzle %d", swizzle)};
+    if (swizzle != none && swizzle != swizzle_64 && swizzle != swizzle_128) {
+      return {not_supported, text("tensor map with swizzle %d", swizzle)};
+    }
     if (reinterpret_cast<uintptr_t>(address) % 16 != 0) {
       return {invalid_value, text("tensor map: address %p is no multiple of 16", address)};
     }
@@ -85,7 +88,7 @@ DRIVER_API cuTensorMapEncodeTiled(TensorMap* map, int type, uint32_t rank, void*
     tensor.magic = TensorBox::mark;
     tensor.rank = rank;
     tensor.address = static_cast<char*>(address);
-    tensor.swizzled = swizzle == swizzle_128;
+    tensor.swizzle = swizzle == none ? 0 : swizzle == swizzle_64 ? 64 : 128;
     for (unsigned d = 0; d < rank; d++) {
       if (dims[d] == 0 || dims[d] > uint64_t{1} << 32) {
         return {invalid_value, text("tensor map: dimension %u of %llu elements", d, (unsigned long long)dims[d])};
@@ -102,8 +105,9 @@ DRIVER_API cuTensorMapEncodeTiled(TensorMap* map, int type, uint32_t rank, void*
       tensor.strides[d - 1] = strides[d - 1];
     }
     if (tensor.row_bytes() % 16 != 0) return {invalid_value, text("tensor map: box rows of %zu bytes", tensor.row_bytes())};
-    if (tensor.swizzled && tensor.row_bytes() > 128) {
-      return {invalid_value, text("tensor map: box rows of %zu bytes, the 128-byte swizzle takes 128", tensor.row_bytes())};
+    if (tensor.swizzle != 0 && tensor.row_bytes() > tensor.swizzle) {
+      return {invalid_value, text("tensor map: box rows of %zu bytes, the %u-byte swizzle takes no more than that",
+                                  tensor.row_bytes(), tensor.swizzle)};
     }
     *map = {};
     memcpy(static_cast<void*>(map), &tensor, sizeof tensor);

@@ -20,7 +20,7 @@ struct TensorBox {
   uint64_t strides[max_rank - 1];  // bytes between neighbours along dimensions 1, 2...; dimension 0 is dense
   uint32_t dims[max_rank];
   uint16_t box[max_rank];
-  bool swizzled;  // 16-byte chunks of every 128 bytes are permuted by the row's number in its 1024 bytes
+  uint16_t swizzle;  // 0; 64 or 128: 16-byte chunks of so many bytes are permuted by the number of their 128 bytes
 
   size_t row_bytes() const { return size_t{box[0]} * element_bytes; }
   size_t rows() const;
@@ -34,8 +34,8 @@ static_assert(sizeof(TensorBox) <= sizeof(TensorMap));
 const TensorBox* decode(const TensorMap& map);
 // Empty if the tensor lies in a live device buffer, else what is wrong.
 std::string check_tensor(const TensorMap& map);
-// Where byte `address` of shared memory lies under the 128-byte swizzle.
-inline uint32_t swizzle128(uint32_t address) { return address ^ (address >> 7 & 7) << 4; }
+// Where byte `address` of shared memory lies under the 64-byte or 128-byte swizzle. It repeats after 8 times as much.
+inline uint32_t swizzled(uint32_t address, uint32_t bytes) { return address ^ (address >> 7 & (bytes / 16 - 1)) << 4; }
 // Copies the box that begins at element `at` to shared memory, whose byte 0 is `shared`.
 void copy_box(const TensorBox& tensor, const int* at, unsigned char* shared, uint32_t address);
 

@@ -36,7 +36,8 @@ pub struct TrainArgs {
 pub fn run(args: &TrainArgs, out: &mut impl Write) -> Result<()> {
     match &args.resume {
         None => {
-            let config = args.config.load()?;
+            let mut config = args.config.load()?;
+            config.precision.get_or_insert(config.device.training_precision());
             if let Some(out) = &config.out {
                 check_free(out)?;
             }
@@ -65,7 +66,7 @@ pub fn run(args: &TrainArgs, out: &mut impl Write) -> Result<()> {
 
 fn start(mut config: RunConfig, folder: Option<RunFolder>, out: &mut impl Write) -> Result<()> {
     let task = prepare(&mut config)?;
-    let (device, precision, threads) = (config.device, config.precision, config.threads);
+    let (device, precision, threads) = (config.device, config.precision(), config.threads);
     with_device(
         device,
         precision,
@@ -212,7 +213,7 @@ fn head<D: Device>(device: &D, config: &RunConfig, task: &Task, memory: Memory) 
         config.blocks,
         program.parameter_count(),
         device.name(),
-        config.precision.name(),
+        config.precision().name(),
         memory.bytes as f64 / 1e6,
         if memory.keep {
             ", all images among them"

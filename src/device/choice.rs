@@ -90,6 +90,17 @@ impl Precision {
     }
 }
 
+impl DeviceChoice {
+    /// What `l2b train` computes in where nothing else is asked for: bf16 on a GPU, whose tensor cores are most of what it
+    /// can do; f32 elsewhere.
+    pub fn training_precision(self) -> Precision {
+        match resolve(self, Precision::Bf16) {
+            DeviceChoice::Cuda(_) => Precision::Bf16,
+            DeviceChoice::Auto | DeviceChoice::Cpu | DeviceChoice::Emulator => Precision::F32,
+        }
+    }
+}
+
 /// Work that runs on any device.
 pub trait Visitor {
     type Output;
@@ -154,6 +165,21 @@ pub fn with_device<V: Visitor>(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn trains_in_bf16_on_gpus_alone() {
+        for (name, precision) in [
+            ("cpu", Precision::F32),
+            ("emulator", Precision::F32),
+            ("cuda:1", Precision::Bf16),
+        ] {
+            let choice: DeviceChoice = name.parse().unwrap();
+            assert_eq!(choice.training_precision(), precision, "{name}");
+        }
+        let auto = DeviceChoice::Auto;
+        let on_gpu = resolve(auto, Precision::F32) != DeviceChoice::Cpu;
+        assert_eq!(auto.training_precision() == Precision::Bf16, on_gpu);
+    }
 
     #[test]
     fn names_round_trip() {

@@ -15,7 +15,7 @@ struct Shape {
     c: i32,
     k: i32,
     width_log2: i32,
-    passes: i32,
+    products: i32,
     mirrored: i32,
 }
 // SAFETY: twin of WgmmaShape, without padding.
@@ -34,14 +34,23 @@ unsafe impl DeviceRepr for Epilogue {}
 
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
-struct Pending {
+struct Source {
     x: u64,
     affine: u64,
     relu: i32,
     reserved: i32,
 }
-// SAFETY: twin of Source, without padding.
-unsafe impl DeviceRepr for Pending {}
+// SAFETY: twin of Source in source.cuh, without padding.
+unsafe impl DeviceRepr for Source {}
+
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct Tangent {
+    tx: u64,
+    slope: u64,
+}
+// SAFETY: twin of Tangent in source.cuh, without padding.
+unsafe impl DeviceRepr for Tangent {}
 
 /// n, h, w, c, k; pixels of an image in a slab.
 struct Case(usize, usize, usize, usize, usize, usize);
@@ -78,7 +87,7 @@ fn upload(gpu: &Gpu, x: &[f32]) -> CudaSlice<bf16> {
 }
 
 /// The sum over (operand, filter) pairs of their convolutions, and of the terms' magnitudes.
-fn naive(case: &Case, passes: &[(&[f32], &[f32])], bias: Option<&[f32]>) -> Vec<(f64, f64)> {
+fn naive(case: &Case, products: &[(&[f32], &[f32])], bias: Option<&[f32]>) -> Vec<(f64, f64)> {
     let &Case(n, h, w, c, k, _) = case;
     let mut y = Vec::new();
     for at in 0..n * h * w {
@@ -92,7 +101,7 @@ fn naive(case: &Case, passes: &[(&[f32], &[f32])], bias: Option<&[f32]>) -> Vec<
                     continue;
                 }
                 let pixel = (image * h + y - 1) * w + x - 1;
-                for (operand, filters) in passes {
+                for (operand, filters) in products {
                     let pixels = &operand[pixel * c..][..c];
                     let taps = &filters[(filter * 9 + tap) * c..][..c];
                     let dot = pixels.iter().zip(taps).map(|(x, w)| f64::from(x * w));
@@ -107,24 +116,28 @@ fn naive(case: &Case, passes: &[(&[f32], &[f32])], bias: Option<&[f32]>) -> Vec<
     y
 }
 
-struct Pass<'a> {
-    copied: &'a CudaSlice<bf16>,
-    filters: &'a CudaSlice<bf16>,
-    pending: Pending,
-}
+/// Images and filters of a product, as they are copied.
+type Copied<'a> = (&'a CudaSlice<bf16>, &'a CudaSlice<bf16>);
 
-fn run(gpu: &Gpu, case: &Case, passes: &[Pass], bias: u64, grid: u32) -> Vec<f32> {
+fn run(
+    gpu: &Gpu,
+    case: &Case,
+    products: &[Copied],
+    (source, tangent): (Source, Tangent),
+    bias: u64,
+    grid: u32,
+) -> Vec<f32> {
     let &Case(n, h, w, c, k, width) = case;
     let filters = case.filters();
     let maps: Vec<_> = (0..2)
         .map(|i| {
-            let pass = &passes[i.min(passes.len() - 1)];
+            let (images, taps) = products[i.min(products.len() - 1)];
             let dims = [c as u64, w as u64, h as u64, n as u64];
-            let slab = [64, width as u32, 1, (64 / width) as u32];
-            let x = map(gpu, pass.copied, &dims, &slab, true).unwrap();
-            let tile = [64, 1, filters as u32];
-            let w = map(gpu, pass.filters, &[c as u64, 9, k as u64], &tile, true).unwrap();
-            (x, w, pass.pending)
+            let slab = [32, width as u32, 1, (64 / width) as u32];
+            let x = map(gpu, images, &dims, &slab, true).unwrap();
+            let tile = [32, 1, filters as u32];
+            let w = map(gpu, taps, &[c as u64, 9, k as u64], &tile, true).unwrap();
+            (x, w)
         })
         .collect();
     let shape = Shape {
@@ -134,7 +147,7 @@ fn run(gpu: &Gpu, case: &Case, passes: &[Pass], bias: u64, grid: u32) -> Vec<f32
         c: c as i32,
         k: k as i32,
         width_log2: width.trailing_zeros() as i32,
-        passes: passes.len() as i32,
+        products: products.len() as i32,
         mirrored: 0,
     };
     let epilogue = Epilogue {
@@ -145,17 +158,17 @@ fn run(gpu: &Gpu, case: &Case, passes: &[Pass], bias: u64, grid: u32) -> Vec<f32
         .stream
         .clone_htod(&vec![bf16::NAN; case.pixels() * k])
         .unwrap();
-    let shared = 2 * ((512 / filters + 2) * 8192 + 3 * filters * 128) + 2 * 128 * filters;
+    let shared = 4 * ((512 / filters + 2) * 4096 + 3 * filters * 64) + 2 * 128 * filters;
     let config = LaunchConfig {
         grid_dim: (grid, 1, 1),
-        ..with_shared(384, shared)
+        ..with_shared(512, shared)
     };
     let kernel = gpu.kernel(&format!("conv_wgmma_{filters}"));
     let opt_in = cudarc::driver::sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
     kernel.set_attribute(opt_in, shared as i32).unwrap();
+    let [(x0, w0), (x1, w1)] = [&maps[0], &maps[1]];
     launch!(
-        gpu.stream, kernel, config, &mut y, &maps[0].0, &maps[0].1, &maps[1].0, &maps[1].1, &maps[0].2,
-        &maps[1].2, &bias, &epilogue, &shape
+        gpu.stream, kernel, config, &mut y, x0, w0, x1, w1, &source, &tangent, &bias, &epilogue, &shape
     )
     .unwrap();
     let y = gpu.stream.clone_dtoh(&y).unwrap();
@@ -188,12 +201,9 @@ fn check_plain(case: &Case, grid: u32, order: &str) {
     let bias = noise(k, 3);
     let (on_gpu, filters_on_gpu) = (upload(&gpu, &x), upload(&gpu, &filters));
     let bias_on_gpu = gpu.stream.clone_htod(&bias).unwrap();
-    let pass = Pass {
-        copied: &on_gpu,
-        filters: &filters_on_gpu,
-        pending: Pending::default(),
-    };
-    let y = run(&gpu, case, &[pass], address(&gpu, &bias_on_gpu), grid);
+    let product = (&on_gpu, &filters_on_gpu);
+    let bias_address = address(&gpu, &bias_on_gpu);
+    let y = run(&gpu, case, &[product], Default::default(), bias_address, grid);
     let what = format!("{n}x{h}x{w}x{c} -> {k}, slabs of {width}, {order}");
     assert_close(&y, &naive(case, &[(&x, &filters)], Some(&bias)), &what);
 }
@@ -219,55 +229,116 @@ fn a_resident_block_takes_several_tiles_in_every_order() {
     }
 }
 
-/// relu(A·(x - M) + C), as the transformers compute and round it.
-fn operand(c: usize, x: &[f32], affine: &[f32]) -> Vec<f32> {
-    let value = |i: usize| {
-        let [a, shift, centre] = [0, 1, 2].map(|j| affine[j * c + i % c]);
-        a.mul_add(x[i] - centre, shift).max(0.0)
+/// What is pending on x: nothing, the normalisation alone, or with ReLU.
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum Kind {
+    Plain,
+    Affine,
+    Relu,
+}
+
+/// The two operands, as the transformers compute and round them: relu(A·(x - M) + C) and mask·(A·tx + B·(x - M) + D).
+fn operands(
+    c: usize,
+    kind: Kind,
+    x: &[f32],
+    affine: &[f32],
+    tx: &[f32],
+    slope: &[f32],
+) -> (Vec<f32>, Vec<f32>) {
+    let both = |i: usize| {
+        let [a, shift, centre] = match kind {
+            Kind::Plain => [1.0, 0.0, 0.0],
+            _ => [0, 1, 2].map(|j| affine[j * c + i % c]),
+        };
+        let [factor, level] = [0, 1].map(|j| slope[j * c + i % c]);
+        let centred = x[i] - centre;
+        let value = a.mul_add(centred, shift);
+        let tangent = a.mul_add(tx[i], factor.mul_add(centred, level));
+        if kind == Kind::Relu && value <= 0.0 {
+            (0.0, 0.0)
+        } else {
+            (value, tangent)
+        }
     };
-    rounded(&(0..x.len()).map(value).collect::<Vec<_>>())
+    let (values, tangents): (Vec<f32>, Vec<f32>) = (0..x.len()).map(both).unzip();
+    (rounded(&values), rounded(&tangents))
+}
+
+/// The value of a source and its tangent, with and without tx and slope.
+fn check_pending(case: &Case, kind: Kind, grid: u32, order: &str) {
+    let gpu = Gpu::new();
+    let _order = InOrder::new(order);
+    let &Case(n, h, w, c, k, width) = case;
+    let what = format!("{n}x{h}x{w}x{c} -> {k}, slabs of {width}, {kind:?}, {order}");
+    let [x, tx] = [4, 5].map(|salt| rounded(&noise(case.pixels() * c, salt)));
+    let [filters, tangents] = [6, 7].map(|salt| rounded(&noise(k * 9 * c, salt)));
+    let (affine, slope) = (noise(3 * c, 8), noise(2 * c, 9));
+    let [x_gpu, tx_gpu, w_gpu, tw_gpu] = [&x, &tx, &filters, &tangents].map(|x| upload(&gpu, x));
+    let [affine_gpu, slope_gpu] = [&affine, &slope].map(|x| gpu.stream.clone_htod(x).unwrap());
+    let source = Source {
+        x: address(&gpu, &x_gpu),
+        affine: if kind == Kind::Plain {
+            0
+        } else {
+            address(&gpu, &affine_gpu)
+        },
+        relu: (kind == Kind::Relu).into(),
+        reserved: 0,
+    };
+    let (zero_tx, zero_slope) = (vec![0.0; tx.len()], vec![0.0; slope.len()]);
+    let (value, _) = operands(c, kind, &x, &affine, &zero_tx, &zero_slope);
+    let y = run(
+        &gpu,
+        case,
+        &[(&x_gpu, &w_gpu)],
+        (source, Tangent::default()),
+        0,
+        grid,
+    );
+    assert_close(
+        &y,
+        &naive(case, &[(&value, &filters)], None),
+        &format!("value of {what}"),
+    );
+
+    for (with_tx, with_slope) in [(true, true), (true, false), (false, true)] {
+        let some_tx = if with_tx { &tx } else { &zero_tx };
+        let some_slope = if with_slope { &slope } else { &zero_slope };
+        let (value, operand) = operands(c, kind, &x, &affine, some_tx, some_slope);
+        let tangent = Tangent {
+            tx: if with_tx { address(&gpu, &tx_gpu) } else { 0 },
+            slope: if with_slope { address(&gpu, &slope_gpu) } else { 0 },
+        };
+        let copied = if with_tx { &tx_gpu } else { &x_gpu };
+        let products = [(copied, &w_gpu), (&x_gpu, &tw_gpu)];
+        let y = run(&gpu, case, &products, (source, tangent), 0, grid);
+        let expected = naive(case, &[(&operand, &filters), (&value, &tangents)], None);
+        assert_close(
+            &y,
+            &expected,
+            &format!("tangent of {what}, tx {with_tx}, slope {with_slope}"),
+        );
+    }
 }
 
 #[test]
 fn what_is_pending_is_computed_in_place_and_padding_stays_zero() {
-    let gpu = Gpu::new();
-    for (case, order) in [
-        (Case(8, 6, 8, 72, 64, 8), "forward"),
-        (Case(8, 6, 8, 72, 64, 8), "random:3"),
-        (Case(4, 4, 16, 64, 128, 16), "reversed"),
+    for (case, kind, grid, order) in [
+        (Case(8, 6, 8, 72, 64, 8), Kind::Relu, 1, "forward"),
+        (Case(8, 6, 8, 72, 64, 8), Kind::Affine, 2, "random:3"),
+        (Case(4, 4, 16, 64, 136, 16), Kind::Relu, 1, "reversed"),
+        (Case(16, 2, 4, 40, 128, 4), Kind::Plain, 1, "random:1"),
+        (Case(2, 10, 32, 64, 64, 32), Kind::Relu, 3, "random:2"),
+        (Case(1, 6, 64, 8, 128, 64), Kind::Relu, 2, "random:4"),
     ] {
-        let _order = InOrder::new(order);
-        let Case(.., c, k, _) = case;
-        let (x, tx) = (
-            rounded(&noise(case.pixels() * c, 4)),
-            rounded(&noise(case.pixels() * c, 5)),
-        );
-        let (w, tw) = (rounded(&noise(k * 9 * c, 6)), rounded(&noise(k * 9 * c, 7)));
-        let affine = noise(3 * c, 8);
-        let [x_gpu, tx_gpu, w_gpu, tw_gpu] = [&x, &tx, &w, &tw].map(|x| upload(&gpu, x));
-        let affine_gpu = gpu.stream.clone_htod(&affine).unwrap();
-        let u = operand(c, &x, &affine);
-        let forward = |filters| Pass {
-            copied: &x_gpu,
-            filters,
-            pending: Pending {
-                x: address(&gpu, &x_gpu),
-                affine: address(&gpu, &affine_gpu),
-                relu: 1,
-                reserved: 0,
-            },
-        };
-        let y = run(&gpu, &case, &[forward(&w_gpu)], 0, 2);
-        assert_close(&y, &naive(&case, &[(&u, &w)], None), &format!("forward, {order}"));
+        check_pending(&case, kind, grid, order);
+    }
+}
 
-        // Two products, something pending on the second alone.
-        let plain = Pass {
-            copied: &tx_gpu,
-            filters: &w_gpu,
-            pending: Pending::default(),
-        };
-        let y = run(&gpu, &case, &[plain, forward(&tw_gpu)], 0, 1);
-        let expected = naive(&case, &[(&tx, &w), (&u, &tw)], None);
-        assert_close(&y, &expected, &format!("two products, {order}"));
+#[test]
+fn pairs_of_stages_follow_each_other_in_every_order() {
+    for order in ORDERS {
+        check_pending(&Case(8, 12, 8, 64, 64, 8), Kind::Relu, 1, order);
     }
 }

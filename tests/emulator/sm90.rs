@@ -13,7 +13,8 @@ pub struct Map(CUtensorMap);
 // SAFETY: the kernels take it by value, as the driver wrote it.
 unsafe impl DeviceRepr for Map {}
 
-/// A map of a dense tensor of 16-bit elements, dimensions and box fastest first.
+/// A map of a dense tensor of 16-bit elements, dimensions and box fastest first; the swizzle is that of 64-byte or 128-byte
+/// rows.
 pub fn map<T: DeviceRepr + ValidAsZeroBits>(
     gpu: &Gpu,
     x: &CudaSlice<T>,
@@ -29,10 +30,10 @@ pub fn map<T: DeviceRepr + ValidAsZeroBits>(
             Some(*bytes)
         })
         .collect();
-    let swizzle = if swizzled {
-        CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B
-    } else {
-        CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_NONE
+    let swizzle = match (swizzled, tile[0]) {
+        (true, 32) => CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_64B,
+        (true, _) => CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+        (false, _) => CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_NONE,
     };
     let mut map = Map(CUtensorMap { opaque: [0; 16] });
     let (address, _guard) = x.device_ptr(&gpu.stream);
@@ -71,6 +72,7 @@ pub fn with_shared(threads: u32, bytes: usize) -> LaunchConfig {
 struct FaultBox {
     at: [i32; 4],
     elements: i32,
+    row_bytes: i32,
     swizzled: i32,
     planted: i32,
 }
@@ -120,6 +122,7 @@ fn boxes_arrive_with_zeros_outside_of_the_tensor() {
         ("random:2", [64, 4, 3, 1], [16, 3, 2, 2], 1),
         ("forward", [64, 4, 3, 1], [-3, -2, 3, 1], 1),
         ("forward", [32, 4, 3, 2], [-3, 4, -2, 2], 0),
+        ("random:1", [32, 4, 3, 2], [16, -1, 2, 1], 1),
         ("forward", [64, 2, 2, 2], [0, 0, 0, 3], 1),
         ("forward", [64, 2, 2, 2], [72, 0, 0, 0], 1),
         ("forward", [8, 1, 1, 1], [i32::MIN, i32::MAX, 0, 0], 0),
@@ -129,6 +132,7 @@ fn boxes_arrive_with_zeros_outside_of_the_tensor() {
         let b = FaultBox {
             at,
             elements,
+            row_bytes: tile[0] as i32 * 2,
             swizzled,
             planted: 0,
         };
@@ -156,6 +160,7 @@ fn mistakes_with_bulk_copies_show() {
     let b = |planted| FaultBox {
         at: [0; 4],
         elements: 64 * 16,
+        row_bytes: 128,
         swizzled: 1,
         planted,
     };
@@ -203,6 +208,7 @@ fn wrong_tensor_maps_are_refused() {
     let b = FaultBox {
         at: [0; 4],
         elements: 64,
+        row_bytes: 128,
         swizzled: 1,
         planted: 0,
     };

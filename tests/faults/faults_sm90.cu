@@ -1,11 +1,11 @@
 // Planted mistakes with what exists on sm_90a only, as in faults.cu: each kernel is correct when `planted` is 0.
 #include "dialect.cuh"
 
-// y [elements of the box] = the box of the tensor `map` (64 channels, swizzled or not) that begins at c0, c1, c2, c3,
+// y [elements of the box] = the box of the tensor `map` (64 or 32 channels, swizzled by as many or not) that begins at c0, c1, c2, c3,
 // fetched by one bulk copy. One block of 128 threads; DYN_SMEM holds the box.
 struct FaultBox {
   int at[4];
-  int elements, swizzled, planted;
+  int elements, row_bytes, swizzled, planted;
 };
 extern "C" __global__ void __launch_bounds__(128) fault_tensor_copy(uint16_t* y, const __grid_constant__ TensorMap map,
                                                                     FaultBox box) {
@@ -26,7 +26,7 @@ extern "C" __global__ void __launch_bounds__(128) fault_tensor_copy(uint16_t* y,
   if (box.planted != 1) mbarrier_wait(full, 0);
   for (int i = threadIdx.x; i < box.elements; i += 128) {
     uint32_t at = i * 2;
-    if (box.swizzled != 0) at ^= (at >> 7 & 7) << 4;
+    if (box.swizzled != 0) at ^= (at >> 7 & (box.row_bytes / 16 - 1)) << 4;
     y[i] = *reinterpret_cast<const uint16_t*>(smem + at);
   }
   if (box.planted == 1) mbarrier_wait(full, 0);

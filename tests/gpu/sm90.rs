@@ -2,21 +2,21 @@
 //! tangents and both adjoints.
 
 use super::common::ops::{KINDS, Rounding, Setup};
-use super::device::{emulated, open_as, set_order};
+use super::device::{emulated, open_as, set_order, thinned};
 use l2b::device::cuda::Cuda;
 use l2b::device::{ConvShape, Device, Geometry};
 
 #[test]
 fn convolution_by_warpgroups() {
-    // One and several images in a slab, both tiles, a tile that ends below the image, several tiles a block.
-    for (i, (n, (h, w), (c, k), width)) in [
+    // One and several images in a slab, several slabs side by side, both tiles, a tile that ends below the image, several
+    // tiles of the emulator's one block.
+    let shapes = [
         (8, (6, 8), (64, 64), 8),
-        (16, (4, 4), (64, 128), 4),
-        (2, (2, 64), (128, 64), 64),
-    ]
-    .into_iter()
-    .enumerate()
-    {
+        (16, (8, 4), (64, 128), 4),
+        (1, (8, 64), (64, 64), 64),
+        (16, (2, 12), (64, 64), 4),
+    ];
+    for (i, (n, (h, w), (c, k), width)) in thinned(shapes, 4) {
         let Some(cuda) = open_as(Cuda::bf16) else { return };
         let shape = ConvShape {
             n,
@@ -32,13 +32,15 @@ fn convolution_by_warpgroups() {
         let plan = cuda.prepare(&Geometry::Conv(shape)).expect("prepare").algorithm;
         if emulated() {
             assert!(
-                format!("{plan:?}").contains(&format!("slab_width: Some({width})")),
+                format!("{plan:?}").contains(&format!(
+                    "forward_slabs: Some({width}), backward_slabs: Some({width})"
+                )),
                 "{plan:?}"
             );
         }
-        set_order(["forward", "random:1", "reversed"][i]);
+        set_order(["forward", "random:1", "reversed", "forward"][i]);
         Setup::rounding(&cuda, Rounding::Bf16).conv(shape, KINDS[i]);
         set_order("random:2");
-        Setup::rounding(&cuda, Rounding::Bf16).conv(shape, KINDS[i + 1]);
+        Setup::rounding(&cuda, Rounding::Bf16).conv(shape, KINDS[(i + 1) % 4]);
     }
 }

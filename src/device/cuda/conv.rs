@@ -5,8 +5,8 @@ use super::format::{Operands, Storage};
 use super::kernels::{Sm90Kernels, grid, launch, strided};
 use super::launcher::Launcher;
 use super::memory::{
-    Aligned, In, KernelSource, NONE, epilogue, input, optional, output, scratch, source, stored,
-    stored_output, tangent, wide,
+    Aligned, In, KernelSource, KernelTangent, NONE, epilogue, input, optional, output, scratch, source,
+    stored, stored_output, tangent, wide,
 };
 use super::norm::{self, TILE_ROWS};
 use super::tile::Plan;
@@ -15,8 +15,13 @@ use super::{Arena, Cuda};
 use crate::device::{ALIGN, Conv, ConvShape, Epilogue, Mem, Prepared, Rows, Sums, Tangent, Write};
 use crate::{Error, Result};
 
-pub(super) fn prepare(shape: &ConvShape, operands: Operands, sm90: bool) -> Result<Prepared<Plan>> {
-    let plan = Plan::new(shape, operands, sm90)?;
+/// `multiprocessors` of a GPU that has the kernels of sm_90a.
+pub(super) fn prepare(
+    shape: &ConvShape,
+    operands: Operands,
+    multiprocessors: Option<u32>,
+) -> Result<Prepared<Plan>> {
+    let plan = Plan::new(shape, operands, multiprocessors)?;
     let slices = plan.slices(shape);
     let weight = if slices > 1 { slices * shape.w_len() } else { 0 };
     let bias = norm::partials_len(y_rows(shape));
@@ -134,9 +139,10 @@ fn filter_classes(cuda: &Launcher, conv: &Conv<Cuda>, w: In) -> Result<In> {
     Ok(prepared)
 }
 
-/// The kernels of sm_90a and the width of their slabs where they take a convolution.
-fn on_sm90<'a>(cuda: &'a Launcher, plan: &Plan, vector: bool) -> Option<(&'a Sm90Kernels, i32)> {
-    cuda.sm90.as_ref().zip(plan.slab_width.filter(|_| vector))
+/// The kernels of sm_90a and the width of their slabs where they take a convolution: by plan, and if its operands allow
+/// 16-byte accesses (`vector`).
+fn on_sm90(cuda: &Launcher, slabs: Option<i32>, vector: bool) -> Option<(&Sm90Kernels, i32)> {
+    cuda.sm90.as_ref().zip(slabs.filter(|_| vector))
 }
 
 /// N, H, W.
@@ -163,11 +169,8 @@ pub(super) fn forward(
     let end = epilogue(storage, &end, y_rows(&shape), &out, Write::Set)?;
     let (w, _) = filter_rows(cuda, &conv, w, None)?;
     let vector = wide(storage, shape.c, &[&x, &w]) && (plan.operands == Operands::F32 || end.wide());
-    if let Some((kernels, width)) = on_sm90(cuda, &plan, vector) {
-        let products = [Product {
-            source: x,
-            filters: w,
-        }];
+    if let Some((kernels, width)) = on_sm90(cuda, plan.forward_slabs, vector) {
+        let products = [Product { x: x.x, filters: w }];
         return wgmma::convolve(
             cuda,
             kernels,
@@ -175,6 +178,7 @@ pub(super) fn forward(
             (shape.c, shape.k),
             width,
             &products,
+            (x, KernelTangent::NONE),
             false,
             out,
             bias,
@@ -210,20 +214,10 @@ pub(super) fn forward_tangent(
     let (w, tw) = filter_rows(cuda, &conv, w, Some(tw))?;
     let vector =
         wide(storage, shape.c, &[&x, &tx, &w, &tw]) && (plan.operands == Operands::F32 || end.wide());
-    // The tangent of a source needs x besides tx, which only the other kernels fetch.
-    let tangent_x = tx.alone(&x);
-    if let Some(((kernels, width), tangent_x)) = on_sm90(cuda, &plan, vector).zip(tangent_x) {
-        let both = [
-            Product {
-                source: KernelSource::plain(tangent_x),
-                filters: w,
-            },
-            Product {
-                source: x,
-                filters: tw,
-            },
-        ];
-        let products = if tangent_x.0 != 0 { &both[..] } else { &both[1..] };
+    if let Some((kernels, width)) = on_sm90(cuda, plan.forward_slabs, vector) {
+        let first = if tx.tx.0 != 0 { tx.tx } else { x.x };
+        let both = [Product { x: first, filters: w }, Product { x: x.x, filters: tw }];
+        let products = if tx.is_zero() { &both[1..] } else { &both[..] };
         return wgmma::convolve(
             cuda,
             kernels,
@@ -231,6 +225,7 @@ pub(super) fn forward_tangent(
             (shape.c, shape.k),
             width,
             products,
+            (x, tx),
             false,
             out,
             tbias,
@@ -267,11 +262,8 @@ pub(super) fn backward_input(
     let vector = (shape.c as usize).is_multiple_of(storage.wide())
         && wide(storage, shape.k, &[&dy, &w])
         && (plan.operands == Operands::F32 || end.wide());
-    if let Some((kernels, width)) = on_sm90(cuda, &plan, vector) {
-        let products = [Product {
-            source: KernelSource::plain(dy),
-            filters: w,
-        }];
+    if let Some((kernels, width)) = on_sm90(cuda, plan.backward_slabs, vector) {
+        let products = [Product { x: dy, filters: w }];
         return wgmma::convolve(
             cuda,
             kernels,
@@ -279,6 +271,7 @@ pub(super) fn backward_input(
             (shape.k, shape.c),
             width,
             &products,
+            (KernelSource::plain(dy), KernelTangent::NONE),
             true,
             out,
             NONE,

@@ -110,6 +110,11 @@ impl Launcher {
         self.operands.storage()
     }
 
+    /// Multiprocessors of a GPU that has the kernels of sm_90a.
+    pub(super) fn sm90_count(&self) -> Option<u32> {
+        self.sm90.as_ref().map(|kernels| kernels.multiprocessors)
+    }
+
     pub fn name(&self) -> String {
         self.name.clone()
     }

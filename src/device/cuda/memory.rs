@@ -57,7 +57,7 @@ pub(super) struct KernelSource {
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub(super) struct KernelTangent {
-    tx: In,
+    pub tx: In,
     slope: In,
 }
 
@@ -177,18 +177,17 @@ impl KernelSource {
     pub fn plain(x: In) -> Self {
         KernelSource { x, ..NO_MASK }
     }
-
-    pub fn is_plain(&self) -> bool {
-        self.affine.0 == 0 && self.relu == 0
-    }
 }
 
 impl KernelTangent {
-    /// The tensor that is the whole tangent of the source, if one is: tx where nothing is pending, none (0) where nothing
-    /// is given.
-    pub fn alone(&self, source: &KernelSource) -> Option<In> {
-        let whole = self.slope.0 == 0 && (self.tx.0 == 0 || source.is_plain());
-        whole.then_some(self.tx)
+    /// Of a source whose values alone are wanted.
+    pub const NONE: Self = KernelTangent {
+        tx: NONE,
+        slope: NONE,
+    };
+
+    pub fn is_zero(&self) -> bool {
+        self.tx.0 == 0 && self.slope.0 == 0
     }
 }
 

@@ -238,8 +238,8 @@ impl<A: Activation> Device for Cuda<A> {
 
     fn prepare(&self, node: &Geometry) -> Result<Prepared<Plan>> {
         match node {
-            Geometry::Conv(shape) => return conv::prepare(shape, self.gpu.operands, self.gpu.sm90.is_some()),
-            Geometry::Linear(shape) => return conv::prepare(shape, Operands::F32, false),
+            Geometry::Conv(shape) => return conv::prepare(shape, self.gpu.operands, self.gpu.sm90_count()),
+            Geometry::Linear(shape) => return conv::prepare(shape, Operands::F32, None),
             Geometry::Join(shape) => limit("join", "rows", shape.rows as usize)?,
             Geometry::Pool(shape) => rows::pool_rows(shape).map(drop)?,
         }

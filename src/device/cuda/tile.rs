@@ -5,11 +5,17 @@ use cudarc::driver::LaunchConfig;
 use super::format::Operands;
 use super::kernels::{Kernel, Kernels, grid2, limit};
 use super::norm::TILE_ROWS;
+use super::wgmma;
 use crate::device::ConvShape;
 use crate::{Error, Result};
 
 /// Blocks that a large GPU runs at once: two on each of an H100's 132 multiprocessors.
 const SLOTS: usize = 264;
+
+/// What the models below expect of an H100 whose every slot has a block, in TFLOP/s: blocks of warps, and of warpgroups,
+/// one a multiprocessor.
+const WARPS: f64 = 500.0;
+const WARPGROUPS: f64 = 600.0;
 
 /// Size of a block's part of the output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,9 +68,10 @@ impl Tile {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Plan {
     pub(super) operands: Operands,
-    /// Pixels of an image in a slab of the wgmma kernel, where it takes forward, tangent and backward-input
-    /// ([`super::wgmma::slab_width`]): what allows 16-byte accesses then goes there, the rest by the tiles below.
-    pub(super) slab_width: Option<i32>,
+    /// Pixels of an image in a slab of the wgmma kernel, where it takes forward and tangent, and where it takes
+    /// backward-input ([`slab_width`]): what allows 16-byte accesses then goes there, the rest by the tiles below.
+    pub(super) forward_slabs: Option<i32>,
+    pub(super) backward_slabs: Option<i32>,
     pub(super) forward: Tile,
     pub(super) backward_input: Tile,
     pub(super) backward_weight: Tile,
@@ -76,16 +83,19 @@ impl Plan {
     /// For nodes without a choice.
     pub(super) const NONE: Plan = Plan {
         operands: Operands::F32,
-        slab_width: None,
+        forward_slabs: None,
+        backward_slabs: None,
         forward: Tile::Small,
         backward_input: Tile::Small,
         backward_weight: Tile::Small,
         slice_pixels: 0,
     };
 
+    /// `multiprocessors` of a GPU that has the wgmma kernel.
+    ///
     /// # Errors
     /// `Device` for a convolution larger than the kernels count.
-    pub(super) fn new(shape: &ConvShape, operands: Operands, sm90: bool) -> Result<Plan> {
+    pub(super) fn new(shape: &ConvShape, operands: Operands, multiprocessors: Option<u32>) -> Result<Plan> {
         let (pixels, filters) = (shape.y_rows(), shape.k as usize);
         if shape.x_len() == 0 || shape.y_len() == 0 || shape.taps() == 0 {
             return Err(Error::Internal(format!("convolution over {shape:?}")));
@@ -101,11 +111,17 @@ impl Plan {
         let most = pixels.div_ceil(64);
         let slices_of = |tile: Tile| slices(tile, operands, shape).clamp(1, most);
         let backward_weight = Tile::choose(operands, elements(shape), filters, slices_of(Tile::Large));
+        let forward = Tile::choose(operands, pixels, filters, 1);
+        let backward_input = Tile::choose(operands, shape.x_rows(), shape.c as usize, 1);
+        let slabs = |tile: Tile, channels: i32| {
+            multiprocessors.and_then(|count| slab_width(shape, operands, tile, channels, count as usize))
+        };
         Ok(Plan {
             operands,
-            slab_width: sm90.then(|| super::wgmma::slab_width(shape, operands)).flatten(),
-            forward: Tile::choose(operands, pixels, filters, 1),
-            backward_input: Tile::choose(operands, shape.x_rows(), shape.c as usize, 1),
+            forward_slabs: slabs(forward, shape.k),
+            backward_slabs: slabs(backward_input, shape.c),
+            forward,
+            backward_input,
             backward_weight,
             slice_pixels: pixels.div_ceil(slices_of(backward_weight)).next_multiple_of(32),
         })
@@ -157,6 +173,27 @@ impl Plan {
     }
 }
 
+/// Width of the wgmma kernel's slabs for an output of `channels` channels, where that kernel can take it and is expected to
+/// be faster than blocks of warps with this tile: its tiles are four or two times as large, and few of them would leave
+/// multiprocessors idle. By the time of their waves, to which what is common to both does not matter (the depth, the second
+/// product of a tangent).
+fn slab_width(
+    shape: &ConvShape,
+    operands: Operands,
+    tile: Tile,
+    channels: i32,
+    multiprocessors: usize,
+) -> Option<i32> {
+    let width = wgmma::slab_width(shape, operands)?;
+    let tiles = wgmma::tiles((shape.n, shape.h, shape.w), channels, width) as usize;
+    let slots = multiprocessors * 2;
+    let edges = tile.edges(operands);
+    let blocks = tile.blocks(operands, shape.x_rows(), channels as usize);
+    let warpgroups = (tiles.div_ceil(multiprocessors) * wgmma::TILE) as f64 / (2.0 * WARPGROUPS);
+    let warps = (blocks.div_ceil(slots) * edges.rows * edges.columns) as f64 / WARPS;
+    (warpgroups <= warps).then_some(width)
+}
+
 /// Filter elements (r, s, c): the rows of the weight gradient's tiles.
 fn elements(shape: &ConvShape) -> usize {
     shape.taps() * shape.c as usize
@@ -168,13 +205,14 @@ fn slices(tile: Tile, operands: Operands, shape: &ConvShape) -> usize {
     if operands == Operands::F32 {
         return 512usize.div_ceil(blocks);
     }
-    // The fastest by this model, in µs: every wave of blocks takes a slot's share of 500 TFLOP/s, every slice is written
-    // and read at 3 TB/s.
+    // The fastest by this model, in µs: every wave of blocks takes a slot's share of WARPS, every slice is written and read
+    // at 3 TB/s.
     let edges = tile.edges(operands);
     let flops = 2.0 * (edges.rows * edges.columns) as f64 * shape.y_rows() as f64;
     let time = |slices: usize| {
         let waves = (blocks * slices).div_ceil(SLOTS) as f64;
-        waves / slices as f64 * flops / (5e8 / SLOTS as f64) + (8 * slices * shape.w_len()) as f64 / 3e6
+        waves / slices as f64 * flops / (WARPS * 1e6 / SLOTS as f64)
+            + (8 * slices * shape.w_len()) as f64 / 3e6
     };
     let most = SLOTS.div_ceil(blocks) * 2 + 2;
     (1..=most)
@@ -204,4 +242,74 @@ pub(super) fn allow_shared(kernels: &Kernels) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHAPE: ConvShape = ConvShape {
+        n: 512,
+        h: 32,
+        w: 32,
+        c: 64,
+        k: 64,
+        r: 3,
+        s: 3,
+        stride: 1,
+        pad: 1,
+    };
+
+    /// Forward's and backward-input's slabs of `channels` channels and square images on an H100.
+    fn slabs(n: i32, edge: i32, channels: (i32, i32)) -> (Option<i32>, Option<i32>) {
+        let shape = ConvShape {
+            n,
+            h: edge,
+            w: edge,
+            c: channels.0,
+            k: channels.1,
+            ..SHAPE
+        };
+        let plan = Plan::new(&shape, Operands::Bf16, Some(132)).expect("a plan");
+        (plan.forward_slabs, plan.backward_slabs)
+    }
+
+    #[test]
+    fn warpgroups_take_what_fills_the_gpu() {
+        for (edge, channels) in [(32, 64), (16, 128), (8, 256), (4, 512)] {
+            let width = Some(edge);
+            assert_eq!(slabs(512, edge, (channels, channels)), (width, width), "{edge}");
+            assert_eq!(slabs(16, edge, (channels, channels)), (None, None), "{edge}");
+        }
+        // Waves: 1 of 64 tiles against 1 of 128 large blocks; 1 of 48 tiles against 1 of 192 small blocks.
+        assert_eq!(slabs(256, 4, (512, 512)), (Some(4), Some(4)));
+        assert_eq!(slabs(192, 4, (512, 512)), (None, None));
+        // 4 waves of tiles against 4 of blocks; 16 tiles against 64 blocks.
+        assert_eq!(slabs(128, 8, (64, 2048)), (Some(8), None));
+    }
+
+    #[test]
+    fn warpgroups_take_what_they_can() {
+        let width = |shape: ConvShape, operands| {
+            Plan::new(&shape, operands, Some(132))
+                .expect("a plan")
+                .forward_slabs
+        };
+        assert_eq!(width(SHAPE, Operands::Bf16), Some(32));
+        assert_eq!(width(SHAPE, Operands::Tf32), None);
+        for other in [
+            ConvShape { stride: 2, ..SHAPE },
+            ConvShape { c: 72, ..SHAPE },
+            ConvShape { h: 31, ..SHAPE },
+            ConvShape {
+                w: 31,
+                n: 500,
+                ..SHAPE
+            },
+        ] {
+            assert_eq!(width(other, Operands::Bf16), None, "{other:?}");
+        }
+        let elsewhere = Plan::new(&SHAPE, Operands::Bf16, None).expect("a plan");
+        assert_eq!(elsewhere.forward_slabs, None);
+    }
 }
