@@ -18,6 +18,7 @@
 // 118 FLOP a byte at 64 filters, 128 at 128. Reading every tap's pixels anew would give 57 and 85.
 #pragma once
 #include "epilogue.cuh"
+#include "ring.cuh"
 
 namespace wgmma_tile {
 constexpr int SLAB_PIXELS = 64, DEPTH = 32, CONSUMERS = 2, STAGES = 4;
@@ -87,11 +88,4 @@ struct WgmmaPlace {
   }
 };
 
-// Position in a ring of stages; `parity` is that of the turn.
-struct RingPlace {
-  int stage = 0;
-  uint32_t parity = 0;
-  __device__ __forceinline__ void advance() {
-    if (++stage == wgmma_tile::STAGES) stage = 0, parity ^= 1;
-  }
-};
+typedef Ring<wgmma_tile::STAGES> RingPlace;

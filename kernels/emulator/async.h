@@ -40,8 +40,15 @@ struct Accumulators {
   std::vector<float> values;   // [64][n]
 };
 
+// Registers that hold a thread's part of operand A, and what they held at the product's issue: it reads them later.
+struct Fragment {
+  const uint32_t* registers;
+  uint32_t values[4];
+};
+
 struct MatrixProduct {
   WgmmaOperands operands;
+  std::vector<Fragment> fragments;  // of each thread, or none
   uint64_t group;
   std::bitset<4> done;  // warps whose 16 rows have been computed
 };

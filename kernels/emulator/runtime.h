@@ -82,7 +82,8 @@ void tensor_copy(void* dst, const TensorMap& map, const int* at, unsigned rank, 
 struct WgmmaOperands {
   float* accumulators;  // n / 2 registers of the calling thread
   unsigned n;
-  uint64_t a, b;  // descriptors
+  const uint32_t* fragment;  // A in four registers of the calling thread; null: `a` says where it lies
+  uint64_t a, b;             // descriptors
   bool transposed_b, accumulate;
 };
 void wgmma(const WgmmaOperands& operands, Site site);

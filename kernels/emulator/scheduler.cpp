@@ -127,7 +127,7 @@ void Scheduler::reset_block() {
     t.copies.clear();
     t.copy_groups.clear();
     t.wgmma_groups = 0;
-    t.wgmma_fenced = false;
+    t.wgmma_fenced = t.fragments_fenced = false;
   }
   preferred_ = nullptr;
   mbarriers_.clear();

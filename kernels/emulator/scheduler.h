@@ -58,6 +58,7 @@ struct ThreadState : Thread {
   uint32_t parity = 0;         // of the phase waited for
   uint64_t wgmma_groups = 0;   // committed
   bool wgmma_fenced = false;   // since products under way last gave registers back
+  bool fragments_fenced = false;  // since the last wait, after which they may have been written
 };
 
 struct WarpOperation {
@@ -98,7 +99,7 @@ class Scheduler {
   void mbarrier_wait(uint64_t* barrier, uint32_t parity, Site site);
   void tensor_copy(const BulkCopy& copy, Site site);
   void wgmma(const WgmmaOperands& operands, Site site);
-  void wgmma_fence() { self().wgmma_fenced = true; }
+  void wgmma_fence() { self().wgmma_fenced = self().fragments_fenced = true; }
   void wgmma_commit() { self().wgmma_groups++; }
   void wgmma_wait(uint32_t pending, Site site);
   [[noreturn]] void abandon(std::string message);
@@ -140,7 +141,7 @@ class Scheduler {
   void issue(Warpgroup& group, unsigned first_thread);
   Accumulators& accumulators_of(Warpgroup& group, unsigned first_thread);
   void execute_products(Warpgroup& group, uint64_t before, std::bitset<4> warps);
-  void multiply(const WgmmaOperands& operands, std::bitset<4> warps, Accumulators& accumulators);
+  void multiply(const MatrixProduct& product, std::bitset<4> warps, Accumulators& accumulators);
   void load_operand(float* out, unsigned rows, uint64_t descriptor, bool transposed);
   [[noreturn]] void report_deadlock();
   uint32_t draw();

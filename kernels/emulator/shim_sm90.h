@@ -45,9 +45,16 @@ inline void wgmma_fence(float (&)[M][R]) { emulator::wgmma_fence(); }
 inline void wgmma_commit() { emulator::wgmma_commit(); }
 template <int PENDING, int M, int R>
 inline void wgmma_wait(float (&)[M][R], EMULATOR_SITE) { emulator::wgmma_wait(PENDING, site); }
+inline void wgmma_fence(uint32_t (&)[4]) { emulator::wgmma_fence(); }
+template <int PENDING>
+inline void wgmma_wait(uint32_t (&)[4], EMULATOR_SITE) { emulator::wgmma_wait(PENDING, site); }
 
 template <bool TRANSPOSED_B, int R>
 inline void wgmma_bf16(float (&d)[R], uint64_t a, uint64_t b, bool accumulate, EMULATOR_SITE) {
   static_assert(R == 32 || R == 64);
-  emulator::wgmma({d, 2 * R, a, b, TRANSPOSED_B, accumulate}, site);
+  emulator::wgmma({d, 2 * R, nullptr, a, b, TRANSPOSED_B, accumulate}, site);
+}
+template <bool TRANSPOSED_B>
+inline void wgmma_bf16(float (&d)[32], const uint32_t (&a)[4], uint64_t b, EMULATOR_SITE) {
+  emulator::wgmma({d, 64, a, 0, b, TRANSPOSED_B, true}, site);
 }

@@ -25,3 +25,4 @@ inline __nv_bfloat16 __float2bfloat16_rn(float f) {
 inline uint32_t bf16_pair(float low, float high) {
   return static_cast<uint32_t>(__float2bfloat16_rn(high).bits) << 16 | __float2bfloat16_rn(low).bits;
 }
+inline uint32_t bf16_pair_relu(float low, float high) { return bf16_pair(low <= 0 ? 0 : low, high <= 0 ? 0 : high); }

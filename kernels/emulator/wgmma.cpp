@@ -1,10 +1,10 @@
-// Matrix products of warpgroups (wgmma): D[64][n] += A[64][16] B[16][n], A and B in shared memory under the 64-byte or
-// 128-byte swizzle, D spread over the registers of 128 threads.
+// Matrix products of warpgroups (wgmma): D[64][n] += A[64][16] B[16][n], B and mostly A in shared memory under the 64-byte
+// or 128-byte swizzle, D (and else A) spread over the registers of 128 threads.
 //
 // A product runs some time between its issue and its wait: reversed order takes it at issue, forward order at the wait
 // (of each warp, for its own 16 rows), random order draws for each group. Until then the threads' registers hold NaN, so
-// that reading them without waiting shows, and operands overwritten too early spoil the result. Layouts and rules: PTX
-// ISA, "Asynchronous Warpgroup Level Matrix".
+// that reading them without waiting shows, and operands overwritten too early spoil the result or are reported. Layouts
+// and rules: PTX ISA, "Asynchronous Warpgroup Level Matrix".
 #include <algorithm>
 #include <cstring>
 
@@ -57,7 +57,7 @@ void Scheduler::issue(Warpgroup& group, unsigned first_thread) {
   const uint64_t number = threads_[first_thread].wgmma_groups;
   for (unsigned t = 1; t < 128; t++) {
     const WgmmaOperands& other = group.operands[t];
-    if (other.a != first.a || other.b != first.b || other.accumulate != first.accumulate) {
+    if (other.a != first.a || (other.fragment == nullptr) != (first.fragment == nullptr) || other.b != first.b || other.accumulate != first.accumulate) {
       fail("wgmma at %s:%u: threads %u and %u of the block give different operands", base_name(group.site.file),
            group.site.line, first_thread, first_thread + t);
     }
@@ -67,11 +67,20 @@ void Scheduler::issue(Warpgroup& group, unsigned first_thread) {
     }
   }
   accumulators_of(group, first_thread).group = number;
+  std::vector<Fragment> fragments;
+  for (unsigned t = 0; t < 128 && first.fragment != nullptr; t++) {
+    if (!threads_[first_thread + t].fragments_fenced) {
+      fail("wgmma at %s:%u: no wgmma_fence since thread %u last waited and wrote operand registers",
+           base_name(group.site.file), group.site.line, first_thread + t);
+    }
+    const uint32_t* registers = group.operands[t].fragment;
+    fragments.push_back({registers, {registers[0], registers[1], registers[2], registers[3]}});
+  }
   const Order order = launch_.order.order;
   // Drawn once for a group: what runs at its issue takes its elders along, and of many draws one would.
   if (group.drawn_group != number) group.early = draw() % 2 == 0;
   group.drawn_group = number;
-  group.products.push_back({first, number, {}});
+  group.products.push_back({first, std::move(fragments), number, {}});
   if (order == Order::reversed || (order == Order::random && group.early)) execute_products(group, number + 1, 0xF);
 }
 
@@ -117,6 +126,7 @@ void Scheduler::wgmma_wait(uint32_t pending, Site site) {
   const unsigned number = t.linear / 128;
   if (number >= warpgroups_.size()) fail("wgmma_wait at %s:%u: no whole warpgroup", base_name(site.file), site.line);
   warp_collective(0xffffffffu, [](void**) {}, nullptr, site);
+  t.fragments_fenced = false;
   if (t.wgmma_groups <= pending) return;
   Warpgroup& group = warpgroups_[number];
   const uint64_t before = t.wgmma_groups - pending;
@@ -138,7 +148,7 @@ void Scheduler::execute_products(Warpgroup& group, uint64_t before, std::bitset<
     const std::bitset<4> missing = warps & ~product.done;
     if (product.group >= before || missing.none()) continue;
     for (Accumulators& a : group.accumulators) {
-      if (a.registers[0] == product.operands.accumulators) multiply(product.operands, missing, a);
+      if (a.registers[0] == product.operands.accumulators) multiply(product, missing, a);
     }
     product.done |= missing;
   }
@@ -184,13 +194,31 @@ void Scheduler::load_operand(float* out, unsigned rows, uint64_t descriptor, boo
   }
 }
 
-void Scheduler::multiply(const WgmmaOperands& operands, std::bitset<4> warps, Accumulators& accumulators) {
+// A [64][16] of registers, by row of mma's fragments: a thread's four hold {row, row + 8} x {two depths, two depths + 8}.
+static void load_fragments(float* out, const std::vector<Fragment>& fragments, std::bitset<4> warps) {
+  for (unsigned t = 0; t < fragments.size(); t++) {
+    const Fragment& fragment = fragments[t];
+    if (!warps[t / 32]) continue;
+    for (unsigned i = 0; i < 4; i++) {
+      if (fragment.registers[i] != fragment.values[i]) {
+        fail("wgmma: thread %u of its warpgroup has changed operand registers of a product that is under way", t);
+      }
+      const unsigned row = t / 32 * 16 + t % 32 / 4 + i % 2 * 8, k = t % 4 * 2 + i / 2 * 8;
+      out[k * 64 + row] = bf16_value(static_cast<uint16_t>(fragment.values[i]));
+      out[(k + 1) * 64 + row] = bf16_value(static_cast<uint16_t>(fragment.values[i] >> 16));
+    }
+  }
+}
+
+void Scheduler::multiply(const MatrixProduct& product, std::bitset<4> warps, Accumulators& accumulators) {
   typedef float Row __attribute__((vector_size(32)));
   constexpr unsigned most = 256, block = 8;  // block: vectors of a row of D kept in registers
   const unsigned n = accumulators.n;
   float a[16 * 64];
   alignas(32) float b[16 * most];
-  load_operand(a, 64, operands.a, false);
+  const WgmmaOperands& operands = product.operands;
+  if (product.fragments.empty()) load_operand(a, 64, operands.a, false);
+  else load_fragments(a, product.fragments, warps);
   load_operand(b, n, operands.b, operands.transposed_b);
   for (unsigned m = 0; m < 64; m++) {
     if (!warps[m / 16]) continue;

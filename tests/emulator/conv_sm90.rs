@@ -34,11 +34,11 @@ unsafe impl DeviceRepr for Epilogue {}
 
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
-struct Source {
-    x: u64,
-    affine: u64,
-    relu: i32,
-    reserved: i32,
+pub struct Source {
+    pub x: u64,
+    pub affine: u64,
+    pub relu: i32,
+    pub reserved: i32,
 }
 // SAFETY: twin of Source in source.cuh, without padding.
 unsafe impl DeviceRepr for Source {}
@@ -66,7 +66,7 @@ impl Case {
 }
 
 /// Numbers between -1 and 1 that depend on `salt`.
-fn noise(len: usize, salt: u32) -> Vec<f32> {
+pub fn noise(len: usize, salt: u32) -> Vec<f32> {
     let mut state = salt.wrapping_mul(0x9E37_79B9) | 1;
     let mut draw = || {
         state ^= state << 13;
@@ -77,11 +77,11 @@ fn noise(len: usize, salt: u32) -> Vec<f32> {
     (0..len).map(|_| draw()).collect()
 }
 
-fn rounded(x: &[f32]) -> Vec<f32> {
+pub fn rounded(x: &[f32]) -> Vec<f32> {
     x.iter().map(|&v| bf16::from_f32(v).to_f32()).collect()
 }
 
-fn upload(gpu: &Gpu, x: &[f32]) -> CudaSlice<bf16> {
+pub fn upload(gpu: &Gpu, x: &[f32]) -> CudaSlice<bf16> {
     let x: Vec<bf16> = x.iter().map(|&v| bf16::from_f32(v)).collect();
     gpu.stream.clone_htod(&x).unwrap()
 }
@@ -188,7 +188,7 @@ fn assert_close(y: &[f32], expected: &[(f64, f64)], what: &str) {
     }
 }
 
-fn address<T>(gpu: &Gpu, x: &CudaSlice<T>) -> u64 {
+pub fn address<T>(gpu: &Gpu, x: &CudaSlice<T>) -> u64 {
     x.device_ptr(&gpu.stream).0
 }
 
@@ -231,14 +231,14 @@ fn a_resident_block_takes_several_tiles_in_every_order() {
 
 /// What is pending on x: nothing, the normalisation alone, or with ReLU.
 #[derive(Clone, Copy, PartialEq, Debug)]
-enum Kind {
+pub enum Kind {
     Plain,
     Affine,
     Relu,
 }
 
 /// The two operands, as the transformers compute and round them: relu(A·(x - M) + C) and mask·(A·tx + B·(x - M) + D).
-fn operands(
+pub fn operands(
     c: usize,
     kind: Kind,
     x: &[f32],

@@ -128,3 +128,4 @@ mod graphs;
 mod limits;
 mod sm90;
 mod streams;
+mod weight_sm90;

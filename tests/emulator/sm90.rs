@@ -352,6 +352,7 @@ fn products_of_warpgroups_agree_with_the_host_in_every_order() {
         ("fault_wgmma_64", 64),
         ("fault_wgmma_128", 128),
         ("fault_wgmma_128_transposed", 128),
+        ("fault_wgmma_64_registers_transposed", 64),
     ] {
         for order in ORDERS {
             let _order = InOrder::new(order);
@@ -392,6 +393,28 @@ fn mistakes_with_products_show() {
             CUresult::CUDA_ERROR_LAUNCH_FAILED,
         );
         assert_mentions(&text, &["fault_wgmma_64", words, "faults_sm90.cu:"]);
+    }
+    // 7: the two offsets of a transposed operand's descriptor swapped.
+    for (kernel, n) in [
+        ("fault_wgmma_128_transposed", 128),
+        ("fault_wgmma_64_registers_transposed", 64),
+    ] {
+        assert!(
+            !product(&gpu, kernel, n, 7).is_ok_and(|d| d == naive_product(n)),
+            "{kernel}"
+        );
+    }
+    // 8: operand registers written under way; 9: not fenced.
+    let _order = InOrder::new("forward");
+    for (planted, words) in [
+        (8, "has changed operand registers"),
+        (9, "no wgmma_fence since thread 0 last waited"),
+    ] {
+        let text = diagnosis(
+            product(&gpu, "fault_wgmma_64_registers_transposed", 64, planted).map(drop),
+            CUresult::CUDA_ERROR_LAUNCH_FAILED,
+        );
+        assert_mentions(&text, &["fault_wgmma_64_registers_transposed", words]);
     }
 }
 

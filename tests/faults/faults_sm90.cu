@@ -90,9 +90,11 @@ extern "C" __global__ void __launch_bounds__(96) fault_ring(int* y, const __grid
 
 // d [64][N] = a [64][depth] b^T, depth a multiple of 64; b [N][depth], or transposed b [depth][N]; box of a: 64 x 64,
 // box of b: 64 depths x N, or 64 columns x 64 depths. One warpgroup, one buffer, one product of 16 in two groups a turn.
+// REGISTERS: a goes through registers.
 enum FaultProduct { product_correct, product_no_wait, product_no_commit, product_no_fence, product_early_copy,
-                    product_changed, product_uneven };
-template <int N, bool TRANSPOSED>
+                    product_changed, product_uneven, product_swapped_offsets, product_fragment_changed,
+                    product_no_fragment_fence };
+template <int N, bool TRANSPOSED, bool REGISTERS = false>
 __device__ __forceinline__ void fault_wgmma_body(float* d, const TensorMap& a, const TensorMap& b, int depth,
                                                  int planted) {
   constexpr int A = 64 * 128, B = N * 128;
@@ -116,16 +118,31 @@ __device__ __forceinline__ void fault_wgmma_body(float* d, const TensorMap& a, c
     }
   };
   float sum[1][N / 2];
-  for (int i = 0; i < N / 2; i++) sum[0][i] = static_cast<float>(thread);  // the first product overwrites it
+  // The first product overwrites it, or adds.
+  for (int i = 0; i < N / 2; i++) sum[0][i] = REGISTERS ? 0.0f : static_cast<float>(thread);
+  uint32_t fragments[4][4];
   fetch(0);
   for (int k = 0; k < depth; k += 64) {
     mbarrier_wait(full, k / 64 & 1);
     if (planted != product_no_fence || k == 0) wgmma_fence(sum);
     for (int step = 0; step < 4; step++) {
       const uint64_t left = wgmma_operand(smem + step * 32, 1024);
-      const uint64_t right = TRANSPOSED ? wgmma_operand(smem + A + step * 2048, 1024, 64 * 128)
+      const int stride = planted == product_swapped_offsets ? 64 * 128 : 1024, leading = 64 * 128 + 1024 - stride;
+      const uint64_t right = TRANSPOSED ? wgmma_operand(smem + A + step * 2048, stride, leading)
                                         : wgmma_operand(smem + A + step * 32, 1024);
-      wgmma_bf16<TRANSPOSED>(sum[0], left, right, k + step > 0);
+      if constexpr (REGISTERS) {
+        uint32_t(&own)[4] = fragments[step];
+        for (int i = 0; i < 4; i++) {
+          const int row = thread / 32 * 16 + thread % 32 / 4 + i % 2 * 8, chunk = step * 2 + i / 2;
+          own[i] = *reinterpret_cast<const uint32_t*>(smem + row * 128 + (chunk ^ (row & 7)) * 16 + thread % 4 * 4);
+        }
+        if (planted == product_no_fragment_fence && step == 2) wgmma_wait<1>(own);
+        else wgmma_fence(own);
+        wgmma_bf16<TRANSPOSED>(sum[0], own, right);
+        if (planted == product_fragment_changed) own[1] = 0;
+      } else {
+        wgmma_bf16<TRANSPOSED>(sum[0], left, right, k + step > 0);
+      }
       if (planted == product_changed && step == 1) sum[0][3] = 1;
       if (planted == product_uneven && step == 1 && thread < 32) wgmma_commit();
       if (step == 1) wgmma_commit();
@@ -161,4 +178,8 @@ extern "C" __global__ void __launch_bounds__(128) fault_wgmma_128(float* d, cons
 extern "C" __global__ void __launch_bounds__(128) fault_wgmma_128_transposed(
     float* d, const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b, int depth, int planted) {
   fault_wgmma_body<128, true>(d, a, b, depth, planted);
+}
+extern "C" __global__ void __launch_bounds__(128) fault_wgmma_64_registers_transposed(
+    float* d, const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b, int depth, int planted) {
+  fault_wgmma_body<64, true, true>(d, a, b, depth, planted);
 }

@@ -33,7 +33,7 @@ fn convolution_by_warpgroups() {
         if emulated() {
             assert!(
                 format!("{plan:?}").contains(&format!(
-                    "forward_slabs: Some({width}), backward_slabs: Some({width})"
+                    "forward_slabs: Some({width}), backward_slabs: Some({width}), weight_slabs: Some({width})"
                 )),
                 "{plan:?}"
             );

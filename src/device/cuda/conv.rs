@@ -11,7 +11,7 @@ use super::memory::{
 use super::norm::{self, TILE_ROWS};
 use super::tile::Plan;
 use super::wgmma::{self, Product};
-use super::{Arena, Cuda};
+use super::{Arena, Cuda, weight_wgmma};
 use crate::device::{ALIGN, Conv, ConvShape, Epilogue, Mem, Prepared, Rows, Sums, Tangent, Write};
 use crate::{Error, Result};
 
@@ -321,24 +321,39 @@ pub(super) fn backward_weight(
     let partial_add = if slices > 1 { 0 } else { add };
     let vector = (shape.c as usize).is_multiple_of(storage.wide())
         && wide(storage, shape.k, &[&x, &adjoint, &partial]);
-    let (kernel, tile) = plan.pick(plan.backward_weight, vector, &cuda.kernels.conv_backward_weight);
-    let grid = plan.weight_grid(tile, &shape)?;
     let slice_pixels = plan.slice_pixels as i32;
-    // SAFETY: types as in conv_weight.cu, conv_weight_mma.cu; the slices cover the pixels exactly once and their filters fit
-    // the scratch.
-    unsafe {
-        launch!(
+    if let Some((kernels, width)) = on_sm90(cuda, plan.weight_slabs, vector) {
+        let slices = (slices, slice_pixels);
+        weight_wgmma::backward_weight(
             cuda,
-            kernel,
-            grid,
-            partial,
+            kernels,
+            &shape,
+            width,
+            slices,
+            partial.again(),
             x,
             adjoint,
-            shape,
-            slice_pixels,
-            partial_add
-        )
-    }?;
+            partial_add,
+        )?;
+    } else {
+        let (kernel, tile) = plan.pick(plan.backward_weight, vector, &cuda.kernels.conv_backward_weight);
+        let grid = plan.weight_grid(tile, &shape)?;
+        // SAFETY: types as in conv_weight.cu, conv_weight_mma.cu; the slices cover the pixels exactly once and their filters
+        // fit the scratch.
+        unsafe {
+            launch!(
+                cuda,
+                kernel,
+                grid,
+                partial,
+                x,
+                adjoint,
+                shape,
+                slice_pixels,
+                partial_add
+            )
+        }?;
+    }
     if slices > 1 {
         let (partial, len, slices) = (partial.read(), shape.w_len() as i64, slices as i32);
         let (kernel, grid) = (&cuda.kernels.sum_slices, strided(shape.w_len()));

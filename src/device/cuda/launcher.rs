@@ -12,7 +12,7 @@ use super::graph::{Blocks, Recording, refuse_recording};
 use super::kernels::{Kernels, Sm90Kernels};
 use super::memory::{Arena, address};
 use super::transfer::{Incoming, Outgoing};
-use super::{Cuda, list, tile, wgmma};
+use super::{Cuda, list, tile, weight_wgmma, wgmma};
 use crate::device::Mem;
 use crate::{Error, Result};
 
@@ -89,6 +89,7 @@ impl Launcher {
         let multiprocessors = context.attribute(count).map_err(fail)?;
         let sm90 = Sm90Kernels::load(&module, capability, multiprocessors)?;
         sm90.as_ref().map_or(Ok(()), wgmma::allow_shared)?;
+        sm90.as_ref().map_or(Ok(()), weight_wgmma::allow_shared)?;
         Ok(Launcher {
             name: if emulated {
                 "emulator".into()

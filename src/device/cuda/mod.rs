@@ -34,6 +34,7 @@ mod rows;
 mod tile;
 mod timer;
 mod transfer;
+mod weight_wgmma;
 mod wgmma;
 
 pub use format::{Activation, Operands};

@@ -5,7 +5,8 @@ use cudarc::driver::LaunchConfig;
 use super::format::Operands;
 use super::kernels::{Kernel, Kernels, grid2, limit};
 use super::norm::TILE_ROWS;
-use super::wgmma;
+use super::weight_wgmma;
+use super::wgmma::{self, SLAB_PIXELS};
 use crate::device::ConvShape;
 use crate::{Error, Result};
 
@@ -68,10 +69,12 @@ impl Tile {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Plan {
     pub(super) operands: Operands,
-    /// Pixels of an image in a slab of the wgmma kernel, where it takes forward and tangent, and where it takes
-    /// backward-input ([`slab_width`]): what allows 16-byte accesses then goes there, the rest by the tiles below.
+    /// Pixels of an image in a slab of the wgmma kernels, where one takes forward and tangent, where it takes backward-input
+    /// ([`slab_width`]), and where the other takes the weight gradient: what allows 16-byte accesses then goes there, the
+    /// rest by the tiles below.
     pub(super) forward_slabs: Option<i32>,
     pub(super) backward_slabs: Option<i32>,
+    pub(super) weight_slabs: Option<i32>,
     pub(super) forward: Tile,
     pub(super) backward_input: Tile,
     pub(super) backward_weight: Tile,
@@ -85,6 +88,7 @@ impl Plan {
         operands: Operands::F32,
         forward_slabs: None,
         backward_slabs: None,
+        weight_slabs: None,
         forward: Tile::Small,
         backward_input: Tile::Small,
         backward_weight: Tile::Small,
@@ -116,14 +120,22 @@ impl Plan {
         let slabs = |tile: Tile, channels: i32| {
             multiprocessors.and_then(|count| slab_width(shape, operands, tile, channels, count as usize))
         };
+        let weight_slabs = multiprocessors
+            .and_then(|_| wgmma::slab_width(shape, operands))
+            .filter(|&width| weight_wgmma::takes_width(width));
+        let slice_pixels = match weight_slabs {
+            Some(_) => slab_slice_pixels(shape),
+            None => pixels.div_ceil(slices_of(backward_weight)).next_multiple_of(32),
+        };
         Ok(Plan {
             operands,
             forward_slabs: slabs(forward, shape.k),
             backward_slabs: slabs(backward_input, shape.c),
+            weight_slabs,
             forward,
             backward_input,
             backward_weight,
-            slice_pixels: pixels.div_ceil(slices_of(backward_weight)).next_multiple_of(32),
+            slice_pixels,
         })
     }
 
@@ -220,6 +232,22 @@ fn slices(tile: Tile, operands: Operands, shape: &ConvShape) -> usize {
         .unwrap_or(1)
 }
 
+/// Pixels of a slice of the weight gradient by slabs, the fastest by this model, in µs: every wave of blocks, one on each
+/// multiprocessor, takes 0.85 for a slab and 4 besides; every slice but a single one is written and read at 3 TB/s.
+fn slab_slice_pixels(shape: &ConvShape) -> usize {
+    let multiprocessors = SLOTS / 2;
+    let slabs = shape.y_rows() / SLAB_PIXELS as usize;
+    let blocks = (shape.c / weight_wgmma::EDGE * (shape.k / weight_wgmma::EDGE)) as usize;
+    let time = |slices: usize| {
+        let waves = (blocks * slices).div_ceil(multiprocessors) as f64;
+        let sum = if slices > 1 { 8 * slices * shape.w_len() } else { 0 };
+        waves * (0.85 * slabs.div_ceil(slices) as f64 + 4.0) + sum as f64 / 3e6
+    };
+    let most = (multiprocessors.div_ceil(blocks) * 2).min(slabs);
+    let slices = (1..=most).min_by(|&a, &b| time(a).total_cmp(&time(b)));
+    slabs.div_ceil(slices.unwrap_or(1)) * SLAB_PIXELS as usize
+}
+
 /// Lets the kernels on tensor cores have their shared memory.
 pub(super) fn allow_shared(kernels: &Kernels) -> Result<()> {
     let operations = [
@@ -286,6 +314,35 @@ mod tests {
         assert_eq!(slabs(192, 4, (512, 512)), (None, None));
         // 4 waves of tiles against 4 of blocks; 16 tiles against 64 blocks.
         assert_eq!(slabs(128, 8, (64, 2048)), (Some(8), None));
+    }
+
+    /// Slabs four pixels wide at least; blocks for all but a few multiprocessors, in one wave.
+    #[test]
+    fn slices_of_slabs_fill_the_gpu() {
+        for (edge, channels, slices) in [
+            (32, 64, 131),
+            (16, 128, 33),
+            (8, 256, 8),
+            (4, 512, 2),
+            (2, 512, 0),
+        ] {
+            let shape = ConvShape {
+                h: edge,
+                w: edge,
+                c: channels,
+                k: channels,
+                ..SHAPE
+            };
+            let plan = Plan::new(&shape, Operands::Bf16, Some(132)).expect("a plan");
+            assert_eq!(plan.weight_slabs, (edge >= 4).then_some(edge));
+            if edge >= 4 {
+                assert_eq!(
+                    (plan.slices(&shape), plan.slice_pixels % 64),
+                    (slices, 0),
+                    "{edge}"
+                );
+            }
+        }
     }
 
     #[test]

@@ -12,7 +12,7 @@ use crate::device::ConvShape;
 use crate::{Error, Result};
 
 /// Pixels of a slab; twin of SLAB_PIXELS in kernels/conv_wgmma.cuh.
-const SLAB_PIXELS: i32 = 64;
+pub(super) const SLAB_PIXELS: i32 = 64;
 /// Channels of a stage; twin of DEPTH.
 const DEPTH: u32 = 32;
 /// Threads of a block; twin of THREADS.
@@ -50,13 +50,17 @@ pub(super) fn tiles((n, h, w): (i32, i32, i32), channels: i32, width: i32) -> i3
 /// What cuTensorMapEncodeTiled wrote.
 #[repr(transparent)]
 #[derive(Clone, Copy)]
-struct TensorMap(sys::CUtensorMap);
+pub(super) struct TensorMap(sys::CUtensorMap);
 // SAFETY: kernels take it by value, as the driver wrote it.
 unsafe impl DeviceRepr for TensorMap {}
 
 impl TensorMap {
-    /// Of a dense tensor of bf16, dimensions and box fastest first, for boxes of 64-byte rows.
-    fn new<const RANK: usize>(tensor: In, dims: [i32; RANK], tile: [u32; RANK]) -> Result<Self> {
+    /// Of a dense tensor of bf16, dimensions and box fastest first, for boxes of 64-byte or 128-byte rows, swizzled so.
+    pub fn new<const RANK: usize>(tensor: In, dims: [i32; RANK], tile: [u32; RANK]) -> Result<Self> {
+        let swizzle = match tile[0] {
+            64 => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+            _ => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_64B,
+        };
         let mut map = TensorMap(sys::CUtensorMap { opaque: [0; 16] });
         let dims = dims.map(|d| d as u64);
         let mut strides = [0u64; RANK];
@@ -77,7 +81,7 @@ impl TensorMap {
                 tile.as_ptr(),
                 [1; RANK].as_ptr(),
                 sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
-                sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_64B,
+                swizzle,
                 sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
                 sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
             )
