@@ -1,13 +1,7 @@
 // How fast the multiply-add units are where nothing holds them up: operands and accumulators stay in registers. It is
 // the denominator of every share of the peak that `l2b bench` prints. Values are like activations, neither zeros nor equal,
 // since power, and so the clock, depends on them.
-#include "common.cuh"
-
-// A number in +-[0.5, 1) that differs from thread to thread.
-__device__ __forceinline__ float seed_value(unsigned i) {
-  const unsigned mixed = (i + 1) * 2654435761u;
-  return __uint_as_float(0x3f000000u | mixed >> 9) * ((mixed & 1) != 0 ? -1.0f : 1.0f);
-}
+#include "peak.cuh"
 
 // out[thread] = sum of its accumulators after rounds · 8 · 32 multiply-adds
 // out [grid · 256]
@@ -34,9 +28,7 @@ struct PackTf32 {
   __device__ __forceinline__ static uint32_t pack(unsigned i) { return to_tf32(seed_value(i)); }
 };
 struct PackBf16 {
-  __device__ __forceinline__ static uint32_t pack(unsigned i) {
-    return (__float_as_uint(seed_value(i)) & 0xffff0000u) | __float_as_uint(seed_value(i + 65537)) >> 16;
-  }
+  __device__ __forceinline__ static uint32_t pack(unsigned i) { return seed_bf16(i); }
 };
 
 // out[thread] = sum of its accumulators after `rounds` times `multiply` of 4 x 4 tiles

@@ -1,6 +1,6 @@
 //! Phases of a step, for whoever looks at it from outside: marks in the device's work for `l2b bench`, NVTX ranges for a
 //! profiler. Where nobody looks, entering a phase costs two loads. A step replayed from its recording is one piece of work and
-//! enters none.
+//! enters none: a profiler sees it as one range (`recordings.rs`).
 
 use std::ffi::CStr;
 use std::sync::Mutex;

@@ -4,17 +4,32 @@
 //! and replayed like every later one. What changes between two replays lies in device memory. Only while someone marks the
 //! phases of steps are they asked for call by call.
 
-use crate::Result;
+use std::ffi::CStr;
+
 use crate::device::Device;
 use crate::engine::{Engine, EngineOptions, Slot};
 use crate::inputs::Fed;
 use crate::step::Objective;
+use crate::{Result, nvtx};
 
 /// What is done.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Work {
     Step(Objective),
     Logits,
+}
+
+impl Work {
+    /// What a profiler calls a replay of it.
+    fn range(self) -> &'static CStr {
+        match self {
+            Work::Step(Objective::CrossEntropy) => c"step: cross-entropy",
+            Work::Step(Objective::Bootstrap) => c"step: bootstrap",
+            Work::Step(Objective::Reweight) => c"step: reweight",
+            Work::Step(Objective::L2b) => c"step: l2b",
+            Work::Logits => c"logits",
+        }
+    }
 }
 
 /// What a recording holds beyond the addresses of the engine's memory.
@@ -64,7 +79,11 @@ impl<D: Device> Engine<D> {
                 self.recordings.0.len() - 1
             }
         };
-        self.device.replay(&mut self.recordings.0[at].1)
+        // Its phases have no ranges: they are one piece of work.
+        nvtx::range(Some(work.range()));
+        let replayed = self.device.replay(&mut self.recordings.0[at].1);
+        nvtx::range(None);
+        replayed
     }
 
     /// How many kinds of work have been recorded.

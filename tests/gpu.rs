@@ -17,6 +17,8 @@ mod network;
 mod networks;
 #[path = "gpu/operations.rs"]
 mod operations;
+#[path = "gpu/planted.rs"]
+mod planted;
 #[path = "gpu/promises.rs"]
 mod promises;
 #[path = "gpu/runs.rs"]

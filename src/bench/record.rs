@@ -13,7 +13,7 @@ use crate::phase::Phase;
 use crate::{Error, Result, atomic};
 
 /// Version of the format; another one is refused.
-pub const SCHEMA: u32 = 1;
+pub const SCHEMA: u32 = 2;
 
 /// Everything that one run found out.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -64,11 +64,13 @@ pub struct Settings {
 }
 
 /// The denominators, measured in the same run.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CeilingRow {
     /// Floating-point operations per second of multiply-adds in the run's precision.
     pub matrix: Spread,
+    /// The instruction that did them.
+    pub instruction: String,
     /// Bytes read and written per second by a copy.
     pub copy: Spread,
     /// Bytes of that copy.
@@ -223,6 +225,7 @@ pub(super) mod tests {
             }),
             ceilings: CeilingRow {
                 matrix: spread(1e11),
+                instruction: "AVX2 multiply-add".into(),
                 copy: spread(1e10),
                 copy_bytes: 1 << 20,
             },
@@ -303,12 +306,12 @@ pub(super) mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("record.json");
         let newer = serde_json::to_string(&example()).unwrap();
-        let newer = newer.replace("\"schema\":1", "\"schema\":2");
+        let newer = newer.replace("\"schema\":2", "\"schema\":3");
         for (text, part) in [
             ("", "EOF"),
             ("[1, 2]", "record of l2b bench"),
-            ("{\"schema\": 1}", "missing field"),
-            (&newer, "schema: expected 1, found 2"),
+            ("{\"schema\": 2}", "missing field"),
+            (&newer, "schema: expected 2, found 3"),
         ] {
             std::fs::write(&path, text).unwrap();
             let error = Record::read(&path).unwrap_err();

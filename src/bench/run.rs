@@ -199,6 +199,7 @@ pub fn ceilings<D: Device>(device: &D, windows: &Windows) -> Result<CeilingRow> 
     let seconds = time(device, windows, || copy.call())?;
     Ok(CeilingRow {
         matrix: matrix.inverse(flops),
+        instruction: device.peak_instruction().into(),
         copy: seconds.inverse(2.0 * copy_bytes as f64),
         copy_bytes,
     })

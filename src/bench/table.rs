@@ -54,10 +54,11 @@ pub fn head(record: &Record) -> String {
 pub fn ceilings(record: &Record) -> String {
     let row = &record.ceilings;
     let text = format!(
-        "ceilings   {} of multiply-adds ({}), {} copied ({}, {} each way)\n\
+        "ceilings   {} of multiply-adds by {} ({}), {} copied ({}, {} each way)\n\
          Below: median, 10th and 90th percentile of the windows; caches warm; of limit: the time at the ceiling that binds, \
          as a share.\n",
         rate(row.matrix.median, Unit::Flops),
+        row.instruction,
         windows(row.matrix),
         rate(row.copy.median, Unit::Bytes),
         windows(row.copy),

@@ -186,6 +186,7 @@ impl BenchArgs {
             clocks: None,
             ceilings: CeilingRow {
                 matrix: none,
+                instruction: String::new(),
                 copy: none,
                 copy_bytes: 0,
             },

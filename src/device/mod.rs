@@ -494,4 +494,6 @@ pub trait Device: Sized + Send + Sync + 'static {
     /// traffic; overwrites `memory`, `Real`, with results that are finite and not all zero. Returns the floating-point
     /// operations asked for.
     fn peak(&self, memory: Mem<Self>, rounds: usize) -> Result<f64>;
+    /// The instruction that [`Device::peak`] multiplies with, for records.
+    fn peak_instruction(&self) -> &'static str;
 }

@@ -62,9 +62,15 @@ impl ConvShape {
         self.r as usize * self.s as usize
     }
 
-    /// Floating-point operations of the forward pass (2 per multiply-add; padding counted).
+    /// Floating-point operations of the forward pass: 2 per multiply-add, taps that lie in the padding left out.
     pub fn flops(&self) -> f64 {
-        2.0 * self.y_len() as f64 * self.taps() as f64 * f64::from(self.c)
+        let inside = |outputs: i32, taps: i32, size: i32| -> usize {
+            let taken =
+                |p: i32| (0..taps).filter(move |r| (0..size).contains(&(p * self.stride + r - self.pad)));
+            (0..outputs).map(|p| taken(p).count()).sum()
+        };
+        let (rows, columns) = (inside(self.p(), self.r, self.h), inside(self.q(), self.s, self.w));
+        2.0 * f64::from(self.n) * f64::from(self.k) * f64::from(self.c) * rows as f64 * columns as f64
     }
 }
 
@@ -170,4 +176,44 @@ pub struct StepParams {
     /// Steps done before this one: part of the key of every draw.
     pub step: u32,
     pub reserved: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Against a count of every product of a pixel of the image with a filter's tap.
+    #[test]
+    fn multiply_adds_are_those_inside_of_the_image() {
+        for (h, w, r, s, stride, pad) in [
+            (5, 7, 3, 3, 1, 1),
+            (5, 6, 3, 3, 2, 1),
+            (4, 4, 1, 1, 2, 0),
+            (1, 1, 3, 3, 1, 1),
+            (8, 3, 5, 2, 3, 2),
+        ] {
+            let shape = ConvShape {
+                n: 2,
+                h,
+                w,
+                c: 3,
+                k: 5,
+                r,
+                s,
+                stride,
+                pad,
+            };
+            let mut products = 0;
+            for y in 0..shape.p() * stride {
+                for x in 0..shape.q() * stride {
+                    for (i, j) in (0..r).flat_map(|i| (0..s).map(move |j| (i, j))) {
+                        let starts = y % stride == 0 && x % stride == 0;
+                        let (at, across) = (y + i - pad, x + j - pad);
+                        products += i32::from(starts && at >= 0 && at < h && across >= 0 && across < w);
+                    }
+                }
+            }
+            assert_eq!(shape.flops(), f64::from(2 * products * 2 * 3 * 5), "{shape:?}");
+        }
+    }
 }

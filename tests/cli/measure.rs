@@ -63,7 +63,7 @@ fn a_record_holds_every_part_and_compares_with_another() {
     let record = bench.json("a.json");
     assert_eq!(
         (&record["schema"], &record["complete"]),
-        (&json!(1), &json!(true))
+        (&json!(2), &json!(true))
     );
     assert_eq!(record["machine"]["name"], "cpu");
     assert_eq!(record["machine"]["threads"], 1);
@@ -80,6 +80,8 @@ fn a_record_holds_every_part_and_compares_with_another() {
     for key in ["matrix", "copy"] {
         assert_spread(&record["ceilings"][key]);
     }
+    let instruction = record["ceilings"]["instruction"].as_str().unwrap();
+    assert!(!instruction.is_empty() && shown.contains(instruction));
     let rows = |key: &str| record[key].as_array().unwrap().clone();
     assert!(rows("operations").len() > 40);
     for row in rows("operations")

@@ -1,9 +1,11 @@
 //! What `l2b bench` needs of the device: marks, the peak kernels, every operation of a step on operands of its own.
 
 use super::common::{fetch_raw, room};
-use super::device::open_as;
+use super::device::{emulated, open_as, reduced};
+use clap::ValueEnum;
 use l2b::Result;
 use l2b::bench::alone::Alone;
+use l2b::bench::case::{Case, Operation, Shape};
 use l2b::bench::preact;
 use l2b::bench::trace::operations;
 use l2b::bench::workload::augment;
@@ -12,9 +14,18 @@ use l2b::device::Device;
 use l2b::device::cuda::Cuda;
 use l2b::step::Objective;
 
-/// `per_thread`: multiply-adds of a thread in a round.
-fn peak_computes_something<D: Device<Real = f32>>(make: impl Fn(usize) -> Result<D>, per_thread: f64) {
-    let Some(cuda) = open_as(make) else { return };
+/// Returns the instruction.
+fn peak_computes_something<D: Device<Real = f32>>(make: impl Fn(usize) -> Result<D>) -> Option<&'static str> {
+    let cuda = open_as(make)?;
+    let instruction = cuda.peak_instruction();
+    // Multiply-adds of a thread in a round.
+    let per_thread = match instruction {
+        "fma.f32" => 256.0,
+        "mma.sync.m16n8k8.tf32" => 512.0,
+        "mma.sync.m16n8k16.bf16" => 1024.0,
+        "wgmma.m64n128k16.bf16" => 8192.0,
+        other => panic!("{other}"),
+    };
     let out = room(&cuda, cuda.peak_bytes());
     let from = cuda.mark().unwrap();
     let flops = cuda.peak(out.mem(), 1).unwrap();
@@ -28,13 +39,53 @@ fn peak_computes_something<D: Device<Real = f32>>(make: impl Fn(usize) -> Result
     distinct.sort_unstable();
     distinct.dedup();
     assert!(distinct.len() > values.len() / 2, "{}", distinct.len());
+    if reduced() {
+        return Some(instruction);
+    }
+    // As many rounds, as much of the same: nothing accumulates that is not a product.
+    let once: f64 = values.iter().map(|v| f64::from(*v)).sum();
+    assert_eq!(cuda.peak(out.mem(), 2).unwrap(), 2.0 * flops);
+    let values: Vec<f32> = fetch_raw(&cuda, &out);
+    assert!(values.iter().all(|v| v.is_finite()));
+    if instruction != "fma.f32" {
+        let twice: f64 = values.iter().map(|v| f64::from(*v)).sum();
+        let sizes: f64 = values.iter().map(|v| f64::from(v.abs())).sum();
+        assert!((twice - 2.0 * once).abs() < 1e-4 * sizes, "{once}, then {twice}");
+    }
+    Some(instruction)
 }
 
 #[test]
 fn peak_kernels_compute_something_and_marks_see_them() {
-    peak_computes_something(Cuda::new, 256.0);
-    peak_computes_something(Cuda::tf32, 512.0);
-    peak_computes_something(Cuda::bf16, 1024.0);
+    let single = peak_computes_something(Cuda::new);
+    let tf32 = peak_computes_something(Cuda::tf32);
+    let bf16 = peak_computes_something(Cuda::bf16);
+    if emulated() {
+        assert_eq!(single, Some("fma.f32"));
+        assert_eq!(tf32, Some("mma.sync.m16n8k8.tf32"));
+        // Of compute capability 9.0 unless told otherwise: see the next test.
+        let older = std::env::var("L2B_EMULATOR_CC").is_ok_and(|capability| capability == "8.0");
+        let want = ["wgmma.m64n128k16.bf16", "mma.sync.m16n8k16.bf16"][usize::from(older)];
+        assert_eq!(bf16, Some(want));
+    }
+}
+
+/// What GPUs before 9.0 have is measured with what they have: the test above once more, in a process of its own.
+#[test]
+fn peak_kernels_of_older_gpus() {
+    if !emulated() {
+        return;
+    }
+    let output = std::process::Command::new(std::env::current_exe().unwrap())
+        .args([
+            "measuring::peak_kernels_compute_something_and_marks_see_them",
+            "--exact",
+        ])
+        .env("L2B_EMULATOR_CC", "8.0")
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && text.contains("1 passed"), "{text}");
 }
 
 fn runs_alone<D: Device>(make: impl Fn(usize) -> Result<D>) {
@@ -42,8 +93,19 @@ fn runs_alone<D: Device>(make: impl Fn(usize) -> Result<D>) {
     let network = preact(8, vec![1, 2], [8, 6], 3, 5);
     let shape = augment(&network, 5);
     let list = operations(&network, Objective::L2b, (5, 3), MetaDepth::All, shape).unwrap();
+    // What no step with the tangent asks for.
+    let others = [
+        (Operation::ConvContract, "2,5,6,3,4,3,2,1"),
+        (Operation::NormContract, "5,4,3"),
+        (Operation::Copy, "100"),
+    ]
+    .map(|(operation, shape)| Case {
+        operation,
+        shape: Shape::parse(operation, shape).unwrap(),
+        form: operation.usual_form(),
+    });
     let mut seen = Vec::new();
-    for (_, case) in list {
+    for case in list.into_iter().map(|(_, case)| case).chain(others) {
         if !seen.contains(&case) {
             seen.push(case);
             let alone = Alone::new(&cuda, case).unwrap();
@@ -53,6 +115,12 @@ fn runs_alone<D: Device>(make: impl Fn(usize) -> Result<D>) {
         }
     }
     assert!(seen.len() > 40, "{}", seen.len());
+    for operation in Operation::value_variants() {
+        assert!(
+            seen.iter().any(|case| case.operation == *operation),
+            "{operation:?}"
+        );
+    }
 }
 
 #[test]

@@ -101,6 +101,7 @@ impl<D: Device> Alone<'_, D> {
         match self.case.shape {
             Shape::Conv(shape) => self.call_conv(&shape),
             Shape::Rows(shape) => self.call_rows(shape),
+            Shape::Samples(samples, shape) => self.call_samples(samples as usize, shape),
             Shape::Pool(shape) => self.call_pool(shape),
             Shape::Loss(shape) => self.call_loss(shape),
             Shape::Augment(shape) => self.device.augment(
@@ -146,6 +147,10 @@ impl<D: Device> Alone<'_, D> {
                 self.device
                     .conv_backward_input(conv, d, self.write(), y, w, self.guided("x"))
             }
+            Operation::ConvContract => {
+                let (out, tw) = (self.mem("out"), self.mem("tw"));
+                self.device.conv_contract(conv, out, y, tw, bias("bias"))
+            }
             _ => self
                 .device
                 .conv_backward_weight(conv, self.mem("dw"), bias("dbias"), self.write(), y),
@@ -189,6 +194,13 @@ impl<D: Device> Alone<'_, D> {
                 )
             }
         }
+    }
+
+    fn call_samples(&self, samples: usize, shape: Rows) -> Result<()> {
+        let (x, d) = (self.mem("a"), self.mem("b"));
+        let (gamma, beta) = (self.mem("dgamma"), self.mem("dbeta"));
+        self.device
+            .norm_contract(self.norm(shape), samples, self.mem("out"), x, d, gamma, beta)
     }
 
     fn call_pool(&self, shape: PoolShape) -> Result<()> {
@@ -237,6 +249,7 @@ impl<D: Device> Alone<'_, D> {
             Operation::GradientNorm => self
                 .device
                 .gradient_norm(self.mem("norm"), a, self.mem("scratch")),
+            Operation::Watch => self.device.watch(self.mem("stopped"), &[a], step),
             _ => {
                 let (norm, stopped) = (self.mem("norm"), self.mem("stopped"));
                 self.device.sgd(out, self.mem("b"), a, norm, stopped, step)

@@ -44,6 +44,7 @@ impl<'a, D: Device> Alone<'a, D> {
         match case.shape {
             Shape::Conv(shape) => alone.conv_operands(&shape)?,
             Shape::Rows(shape) => alone.rows_operands(shape)?,
+            Shape::Samples(samples, shape) => alone.samples_operands(samples as usize, shape)?,
             Shape::Pool(shape) => alone.pool_operands(shape)?,
             Shape::Loss(shape) => alone.loss_operands(shape)?,
             Shape::Augment(shape) => alone.augment_operands(shape)?,
@@ -147,6 +148,8 @@ const STEP: StepParams = StepParams {
 
 #[cfg(test)]
 mod tests {
+    use clap::ValueEnum;
+
     use super::*;
     use crate::bench::preact;
     use crate::bench::trace::operations;
@@ -171,13 +174,30 @@ mod tests {
         };
         let list = operations(&architecture, Objective::L2b, (5, 3), MetaDepth::All, augment).unwrap();
         let device = Cpu::<f32>::new(Some(1)).unwrap();
+        // What no step with the tangent asks for.
+        let others = [
+            (Operation::ConvContract, "2,5,6,3,4,3,2,1"),
+            (Operation::NormContract, "5,4,3"),
+            (Operation::Copy, "100"),
+        ]
+        .map(|(operation, shape)| Case {
+            operation,
+            shape: Shape::parse(operation, shape).unwrap(),
+            form: operation.usual_form(),
+        });
         let mut seen = Vec::new();
-        for (_, case) in list {
+        for case in list.into_iter().map(|(_, case)| case).chain(others) {
             if !seen.contains(&case) {
                 seen.push(case);
                 Alone::new(&device, case).unwrap().verify().unwrap();
             }
         }
         assert!(seen.len() > 40, "{}", seen.len());
+        for operation in Operation::value_variants() {
+            assert!(
+                seen.iter().any(|case| case.operation == *operation),
+                "{operation:?}"
+            );
+        }
     }
 }

@@ -128,6 +128,11 @@ impl<D: Device> Alone<'_, D> {
                 self.tensor("d", shape.x_len())?;
                 self.norm_operands(input)
             }
+            Operation::ConvContract => {
+                self.output = "out";
+                self.real("tw", shape.w_len(), Like::Values)?;
+                self.real("out", shape.n as usize, Like::Values)
+            }
             _ => {
                 self.output = "dw";
                 self.real("dw", shape.w_len(), Like::Values)?;
@@ -136,7 +141,8 @@ impl<D: Device> Alone<'_, D> {
         }
     }
 
-    pub(super) fn rows_operands(&mut self, shape: Rows) -> Result<()> {
+    /// What a batch-norm reads and writes.
+    fn layer_operands(&mut self, shape: Rows) -> Result<()> {
         self.norm_operands(shape)?;
         let channels = shape.channels as usize;
         for name in ["gamma", "running var"] {
@@ -145,6 +151,18 @@ impl<D: Device> Alone<'_, D> {
         for name in ["beta", "running mean", "dgamma", "dbeta"] {
             self.real(name, channels, Like::Values)?;
         }
+        Ok(())
+    }
+
+    pub(super) fn samples_operands(&mut self, samples: usize, shape: Rows) -> Result<()> {
+        self.layer_operands(shape)?;
+        self.real("out", samples, Like::Values)?;
+        self.act("a", shape.len())?;
+        self.act("b", shape.len())
+    }
+
+    pub(super) fn rows_operands(&mut self, shape: Rows) -> Result<()> {
+        self.layer_operands(shape)?;
         match self.case.operation {
             Operation::NormForward => self.output = "affine",
             Operation::NormTangent => self.output = "slope",
@@ -222,8 +240,11 @@ impl<D: Device> Alone<'_, D> {
         }
         self.real("norm", 1, Like::Positive)?;
         self.room("stopped", &[0; 4], false)?;
-        if self.case.operation == Operation::GradientNorm {
-            self.output = "norm";
+        match self.case.operation {
+            Operation::GradientNorm => self.output = "norm",
+            // A flag is no number to look at, and stays 0: what was looked at stands for it.
+            Operation::Watch => self.output = "a",
+            _ => {}
         }
         Ok(())
     }

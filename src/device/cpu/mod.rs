@@ -452,4 +452,8 @@ impl<T: Float> Device for Cpu<T> {
     fn peak(&self, memory: Mem<Self>, rounds: usize) -> Result<f64> {
         peak::peak(self, memory, rounds)
     }
+
+    fn peak_instruction(&self) -> &'static str {
+        peak::instruction(self.arch)
+    }
 }

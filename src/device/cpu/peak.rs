@@ -1,5 +1,7 @@
 //! The speed of the product that everything stands on: one 1×1 convolution per thread, all threads at once.
 
+use pulp::Arch;
+
 use super::super::ConvShape;
 use super::conv::{Pass, Term};
 use super::kernel::Widths;
@@ -27,6 +29,17 @@ const SHAPE: ConvShape = ConvShape {
     stride: 1,
     pad: 0,
 };
+
+/// What the product is compiled to.
+pub(super) fn instruction(arch: Arch) -> &'static str {
+    match arch {
+        #[cfg(target_arch = "x86_64")]
+        Arch::V4(_) => "AVX-512 multiply-add",
+        #[cfg(target_arch = "x86_64")]
+        Arch::V3(_) => "AVX2 multiply-add",
+        _ => "as compiled for any processor of this kind",
+    }
+}
 
 pub(super) fn bytes<T: Float>(cpu: &Cpu<T>) -> usize {
     cpu.threads() * (VALUES.0 + VALUES.1) * size_of::<T>()

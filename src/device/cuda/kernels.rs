@@ -144,12 +144,18 @@ pub(super) struct Sm90Kernels {
     pub conv_weight_wgmma: Kernel,
     /// Filters of a tile: 64, 128.
     pub conv_wgmma: [Kernel; 2],
+    pub peak: Kernel,
     /// Resident blocks: the GPU's number of multiprocessors.
     pub multiprocessors: u32,
 }
 
 impl Sm90Kernels {
-    pub const NAMES: [&str; 3] = ["conv_weight_wgmma", "conv_wgmma_64", "conv_wgmma_128"];
+    pub const NAMES: [&str; 4] = [
+        "conv_weight_wgmma",
+        "conv_wgmma_64",
+        "conv_wgmma_128",
+        "peak_wgmma",
+    ];
 
     /// `None` where the GPU is of another architecture, or the binary without code for this one.
     pub fn load(
@@ -157,13 +163,14 @@ impl Sm90Kernels {
         capability: (i32, i32),
         multiprocessors: i32,
     ) -> Result<Option<Self>> {
-        let [weight, small, large] = Self::NAMES;
+        let [weight, small, large, peak] = Self::NAMES;
         if capability != (9, 0) || module.load_function(small).is_err() {
             return Ok(None);
         }
         Ok(Some(Sm90Kernels {
             conv_weight_wgmma: Kernel::load(module, weight)?,
             conv_wgmma: [Kernel::load(module, small)?, Kernel::load(module, large)?],
+            peak: Kernel::load(module, peak)?,
             multiprocessors: multiprocessors.unsigned_abs(),
         }))
     }

@@ -512,4 +512,8 @@ impl<A: Activation> Device for Cuda<A> {
     fn peak(&self, memory: Mem<Self>, rounds: usize) -> Result<f64> {
         peak::peak(&self.gpu, memory, rounds)
     }
+
+    fn peak_instruction(&self) -> &'static str {
+        peak::instruction(&self.gpu)
+    }
 }

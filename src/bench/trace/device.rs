@@ -1,81 +1,26 @@
-//! A device that computes nothing and writes down what it is asked for: a step run on it is the list of a network's
-//! operations, with their shapes and forms, by phase.
+//! A device that computes nothing and writes down what it is asked for.
 
 use std::convert::Infallible;
 use std::sync::Mutex;
 
-use super::case::{Case, Form, Operation, Shape};
 use crate::Result;
-use crate::arch::Architecture;
-use crate::budget::MetaDepth;
+use crate::bench::case::{Case, Form, Operation, Shape};
 use crate::device::{
     AugmentShape, Conv, Device, Epilogue, Geometry, LossShape, Mem, Norm, Normalise, PoolShape, Prepared,
-    Rows, Source, Statistics, StepParams, Sums, Tangent, Targets, Write,
+    Rows, Source, Statistics, Sums, Tangent, Targets, Write,
 };
-use crate::engine::{Engine, EngineOptions, Images, Slot};
-use crate::model::{Init, Model};
-use crate::net::Reuse;
-use crate::phase::Phase;
-use crate::step::Objective;
 
 /// The list.
 #[derive(Debug, Default)]
-struct Tracer(Mutex<Vec<Case>>);
-
-/// What one step asks for, in order: an operation and the phase it belongs to.
-///
-/// # Errors
-/// `Config` for a network that cannot be.
-pub fn operations(
-    architecture: &Architecture,
-    objective: Objective,
-    (n, m): (usize, usize),
-    meta_depth: MetaDepth,
-    augment: AugmentShape,
-) -> Result<Vec<(Phase, Case)>> {
-    let device = Tracer::default();
-    let program = architecture.program()?;
-    let classes = program.classes();
-    let model = Model::new(&device, program, Init::Uniform, 0)?;
-    let options = EngineOptions {
-        meta_depth,
-        ..EngineOptions::default()
-    };
-    let mut engine = Engine::new(device, model, options, &[n, m], Reuse::ByLifetime)?;
-    for (slot, size) in [(Slot::Train, n), (Slot::Meta, m)] {
-        let augment = AugmentShape {
-            n: size as i32,
-            ..augment
-        };
-        let labels: Vec<i32> = (0..size).map(|i| (i % classes) as i32).collect();
-        let images = Images::Pixels {
-            bytes: &[],
-            ids: &[],
-            augment,
-        };
-        engine.feed(slot, images, &labels)?;
-    }
-    engine.device.take();
-    engine.record_phases(true);
-    engine.step(objective, &<StepParams as bytemuck::Zeroable>::zeroed())?;
-    let phases = engine.record_phases(false);
-    let cases = engine.device.take();
-    let mut list = Vec::with_capacity(cases.len());
-    for pair in phases.windows(2) {
-        let [(Some(phase), from), (_, to)] = pair else {
-            continue;
-        };
-        list.extend(cases[*from..*to].iter().map(|case| (*phase, *case)));
-    }
-    Ok(list)
-}
+pub(super) struct Tracer(Mutex<Vec<Case>>);
 
 impl Tracer {
     fn list(&self) -> std::sync::MutexGuard<'_, Vec<Case>> {
         self.0.lock().expect("no thread panicked while it wrote")
     }
 
-    fn take(&self) -> Vec<Case> {
+    /// What has been asked for since the last call.
+    pub(super) fn take(&self) -> Vec<Case> {
         std::mem::take(&mut self.list())
     }
 
@@ -276,16 +221,16 @@ impl Device for Tracer {
         self.conv(Operation::ConvBackwardWeight, conv, form)
     }
 
-    /// Not part of a step with [`crate::engine::InnerProduct::Tangent`].
     fn conv_contract(
         &self,
-        _conv: Conv<Self>,
+        conv: Conv<Self>,
         _out: Mem<Self>,
         _dy: Mem<Self>,
         _tw: Mem<Self>,
-        _tbias: Option<Mem<Self>>,
+        tbias: Option<Mem<Self>>,
     ) -> Result<()> {
-        Ok(())
+        let form = read(&conv.x).and(Form::BIAS.when(tbias.is_some()));
+        self.conv(Operation::ConvContract, conv, form)
     }
 
     fn norm_forward(&self, norm: Norm<()>, _statistics: Statistics) -> Result<()> {
@@ -313,18 +258,18 @@ impl Device for Tracer {
         self.rows(Operation::NormBackward, norm.shape, Form::PLAIN)
     }
 
-    /// Not part of a step with [`crate::engine::InnerProduct::Tangent`].
     fn norm_contract(
         &self,
-        _norm: Norm<()>,
-        _samples: usize,
+        norm: Norm<()>,
+        samples: usize,
         _out: Mem<Self>,
         _x: Mem<Self>,
         _d: Mem<Self>,
         _tgamma: Mem<Self>,
         _tbeta: Mem<Self>,
     ) -> Result<()> {
-        Ok(())
+        let shape = Shape::Samples(samples as i32, norm.shape);
+        self.push(Operation::NormContract, shape, Form::PLAIN)
     }
 
     fn source_backward(
@@ -443,9 +388,10 @@ impl Device for Tracer {
         self.vector(Operation::GradientNorm, g)
     }
 
-    /// Too little to be listed.
-    fn watch(&self, _stopped: Mem<Self>, _values: &[Mem<Self>], _step: Mem<Self>) -> Result<()> {
-        Ok(())
+    fn watch(&self, _stopped: Mem<Self>, values: &[Mem<Self>], _step: Mem<Self>) -> Result<()> {
+        let bytes: usize = values.iter().map(|v| v.bytes).sum();
+        let len = Shape::Length(bytes / size_of::<f32>());
+        self.push(Operation::Watch, len, Form::PLAIN)
     }
 
     fn sgd(
@@ -487,90 +433,8 @@ impl Device for Tracer {
     fn peak(&self, _memory: Mem<Self>, _rounds: usize) -> Result<f64> {
         Ok(0.0)
     }
-}
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::bench::case::{Ceilings, Sizes};
-    use crate::bench::preact;
-
-    fn resnet18(objective: Objective) -> Vec<(Phase, Case)> {
-        let augment = AugmentShape {
-            n: 0,
-            h: 32,
-            w: 32,
-            c: 3,
-            pad: 4,
-            flip: 1,
-            view: 0,
-            gather: 0,
-        };
-        operations(
-            &preact(64, vec![2; 4], [32, 32], 3, 10),
-            objective,
-            (512, 512),
-            MetaDepth::All,
-            augment,
-        )
-        .unwrap()
-    }
-
-    /// 20 convolutions and the linear layer: forward twice, tangent, both backward passes twice (the stem's input has no
-    /// adjoint); 5 + 3 forward-equivalents in all.
-    #[test]
-    fn a_step_of_resnet18_is_what_the_method_says() {
-        let list = resnet18(Objective::L2b);
-        let count = |operation| list.iter().filter(|(_, c)| c.operation == operation).count();
-        assert_eq!(count(Operation::ConvForward), 2 * 21);
-        assert_eq!(count(Operation::ConvTangent), 21);
-        assert_eq!(count(Operation::ConvBackwardInput), 2 * 20);
-        assert_eq!(count(Operation::ConvBackwardWeight), 2 * 21);
-        assert_eq!(count(Operation::Augment), 2);
-        assert_eq!(count(Operation::TangentDot), 2);
-        let flops: f64 = list.iter().map(|(_, c)| c.flops()).sum();
-        assert!((flops / 4.54e12 - 1.0).abs() < 0.01, "{flops:e}");
-        let ce = resnet18(Objective::CrossEntropy);
-        let plain: f64 = ce.iter().map(|(_, c)| c.flops()).sum();
-        assert!((flops / plain - 8.0 / 3.0).abs() < 0.01, "{}", flops / plain);
-        assert!(ce.iter().all(|(phase, _)| !matches!(
-            phase,
-            Phase::MetaForward | Phase::MetaBackward | Phase::Tangent | Phase::Weights
-        )));
-    }
-
-    /// The floor against an independent calculation for 790 TFLOP/s and 4.3 TB/s in bf16, by phase, ms (normalise + ReLU as
-    /// passes, everything else fused): within 3 %.
-    #[test]
-    fn the_e_floor_of_resnet18_is_the_published_one() {
-        let (sizes, ceilings) = (
-            Sizes { act: 2, real: 4 },
-            Ceilings {
-                flops: 790e12,
-                bytes: 4.3e12,
-            },
-        );
-        let list = resnet18(Objective::L2b);
-        let floor = |phases: &[Phase]| -> f64 {
-            // The calculation counts the look-ahead with SGD.
-            let counts = |case: &Case| case.operation != Operation::Lookahead;
-            let mine = list
-                .iter()
-                .filter(|(phase, case)| phases.contains(phase) && counts(case));
-            mine.map(|(_, case)| 1e3 * case.e_floor(sizes, ceilings)).sum()
-        };
-        for (phases, want) in [
-            (&[Phase::MetaForward][..], 1.01),
-            (&[Phase::MetaBackward], 1.96),
-            (&[Phase::TrainForward], 1.01),
-            (&[Phase::Tangent, Phase::Weights], 1.87),
-            (&[Phase::Backward], 1.96),
-        ] {
-            let got = floor(phases);
-            assert!(
-                (got / want - 1.0).abs() < 0.03,
-                "{phases:?}: {got}, expected {want}"
-            );
-        }
+    fn peak_instruction(&self) -> &'static str {
+        "none"
     }
 }
