@@ -57,7 +57,8 @@ void Scheduler::issue(Warpgroup& group, unsigned first_thread) {
   const uint64_t number = threads_[first_thread].wgmma_groups;
   for (unsigned t = 1; t < 128; t++) {
     const WgmmaOperands& other = group.operands[t];
-    if (other.a != first.a || (other.fragment == nullptr) != (first.fragment == nullptr) || other.b != first.b || other.accumulate != first.accumulate) {
+    if (other.a != first.a || (other.fragment == nullptr) != (first.fragment == nullptr) || other.b != first.b ||
+        other.accumulate != first.accumulate) {
       fail("wgmma at %s:%u: threads %u and %u of the block give different operands", base_name(group.site.file),
            group.site.line, first_thread, first_thread + t);
     }

@@ -31,12 +31,11 @@ fn convolution_by_warpgroups() {
         };
         let plan = cuda.prepare(&Geometry::Conv(shape)).expect("prepare").algorithm;
         if emulated() {
-            assert!(
-                format!("{plan:?}").contains(&format!(
-                    "forward_slabs: Some({width}), backward_slabs: Some({width}), weight_slabs: Some({width})"
-                )),
-                "{plan:?}"
-            );
+            // Of the last, forward and backward-input fill a quarter of their tiles and go to warps.
+            let images = (i < 3).then_some(width);
+            let expected =
+                format!("forward_slabs: {images:?}, backward_slabs: {images:?}, weight_slabs: Some({width})");
+            assert!(format!("{plan:?}").contains(&expected), "{plan:?}");
         }
         set_order(["forward", "random:1", "reversed", "forward"][i]);
         Setup::rounding(&cuda, Rounding::Bf16).conv(shape, KINDS[i]);
