@@ -2,7 +2,7 @@
 //! in both operand types, with and without what may be pending, all epilogues.
 
 use super::common::ops::{KINDS, Rounding, Setup};
-use super::device::{in_orders_as, open_as, reduced, set_order};
+use super::device::{in_orders_as, open_as, set_order, thinned};
 use l2b::Result;
 use l2b::device::cuda::Cuda;
 use l2b::device::{ConvShape, Device, Geometry};
@@ -32,15 +32,14 @@ fn plan<D: Device>(cuda: &D, shape: ConvShape) -> String {
 fn convolutions_on_halos<D: Device>(make: impl Fn(usize) -> Result<D>, operand: Rounding) {
     let shapes = [
         conv(1, (16, 16), (40, 64)),
+        conv(5, (4, 8), (8, 16)),
         conv(1, (12, 32), (8, 8)),
         conv(3, (8, 8), (72, 72)),
         conv(9, (4, 4), (24, 128)),
-        conv(5, (4, 8), (8, 16)),
         conv(1, (64, 4), (16, 8)),
     ];
     in_orders_as(make, |cuda| {
-        let every = if reduced() { 2 } else { 1 };
-        for (i, shape) in shapes.into_iter().enumerate().step_by(every) {
+        for (i, shape) in thinned(shapes, 4) {
             assert!(plan(cuda, shape).contains("halo: true"), "{shape:?}");
             Setup::rounding(cuda, operand).conv(shape, KINDS[3 - i % 4]);
         }
