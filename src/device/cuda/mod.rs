@@ -11,7 +11,9 @@
 //! | `driver` | which driver the process talks to; the embedded kernels; errors |
 //! | `memory` | arenas; operands as checked kernel arguments |
 //! | `kernels` | the table of loaded kernels; launching |
+//! | `shapes` | geometry as kernels take it |
 //! | `tile` | which convolution kernel a shape gets |
+//! | `wgmma`, `weight_wgmma` | launches of the convolutions for sm_90a |
 //! | `conv`, `norm`, `rows`, `loss`, `optim` | one launch function per kernel: lengths, launch shape, arguments |
 //! | `graph` | recording and replaying |
 //! | `timer`, `peak` | measuring: marks in the stream, the rate of the multiply-add units |
@@ -31,6 +33,7 @@ mod norm;
 mod optim;
 mod peak;
 mod rows;
+mod shapes;
 mod tile;
 mod timer;
 mod transfer;
@@ -50,13 +53,12 @@ use std::marker::PhantomData;
 use half::bf16;
 
 use super::{
-    AugmentShape, Conv, ConvShape, Device, Epilogue, Geometry, LossShape, Mem, Norm, Normalise, PoolShape,
-    Prepared, Rows, Source, Statistics, StepParams, Tangent, Targets, Write,
+    AugmentShape, Conv, Device, Epilogue, Geometry, LossShape, Mem, Norm, Normalise, PoolShape, Prepared,
+    Rows, Source, Statistics, Tangent, Targets, Write,
 };
 use crate::Result;
-use kernels::{grid, launch, limit};
+use kernels::limit;
 use launcher::Launcher;
-use memory::{input, output};
 
 /// One GPU, or the emulator, that stores activations as A.
 #[derive(Debug)]
@@ -95,46 +97,6 @@ impl Cuda<f32> {
         driver::load_emulator()?;
         Cuda::new(0)
     }
-
-    /// Sends the structs that cross to the device through a kernel and returns their fields, in the order of the
-    /// parameters and of declaration, StepParams first. For the test of their layout.
-    #[doc(hidden)]
-    pub fn echo_shapes(
-        &self,
-        step: StepParams,
-        (conv, rows, pool): (ConvShape, Rows, PoolShape),
-        (loss, augment): (LossShape, AugmentShape),
-    ) -> Result<Vec<f64>> {
-        let mut fields = vec![0.0f64; 36];
-        let bytes = size_of_val(&fields[..]);
-        let (fields_arena, step_arena) = (self.alloc(bytes)?, self.alloc(size_of::<StepParams>())?);
-        let span = |arena, bytes| super::Span {
-            arena,
-            offset: 0,
-            bytes,
-        };
-        let step_mem = span(&step_arena, size_of::<StepParams>());
-        self.upload(step_mem, bytemuck::bytes_of(&step))?;
-        let out = output::<f64>("fields", span(&fields_arena, bytes), fields.len())?;
-        let step = input::<StepParams>("step", step_mem, 1)?;
-        // SAFETY: types as in shapes.cu; out holds its 36 fields.
-        unsafe {
-            launch!(
-                self.gpu,
-                self.gpu.kernels.echo_shapes,
-                grid(1, 1)?,
-                out,
-                step,
-                conv,
-                rows,
-                pool,
-                loss,
-                augment
-            )
-        }?;
-        self.download(bytemuck::cast_slice_mut(&mut fields), span(&fields_arena, bytes))?;
-        Ok(fields)
-    }
 }
 
 impl Cuda<bf16> {
@@ -143,13 +105,6 @@ impl Cuda<bf16> {
         Launcher::open(ordinal, Operands::Bf16).map(Cuda::from)
     }
 }
-
-// SAFETY: plain integers and floats, laid out as their twins in kernels/shapes.cuh, which a test compares.
-unsafe impl cudarc::driver::DeviceRepr for ConvShape {}
-unsafe impl cudarc::driver::DeviceRepr for Rows {}
-unsafe impl cudarc::driver::DeviceRepr for PoolShape {}
-unsafe impl cudarc::driver::DeviceRepr for LossShape {}
-unsafe impl cudarc::driver::DeviceRepr for AugmentShape {}
 
 /// The same for launch functions, which know activations by their number format instead of by a type.
 fn untyped<A: Activation>(conv: Conv<Cuda<A>>) -> Conv<Cuda> {
