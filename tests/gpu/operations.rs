@@ -171,10 +171,10 @@ fn rows_in_bf16() {
             (1, 1),
             (5, 3),
             (127, 7),
-            (128, 8),
+            (129, 72),
             (33000, 1),
             (300, 16),
-            (129, 72),
+            (128, 8),
         ];
         for (_, (rows, channels)) in thinned(shapes, 5) {
             Setup::new(cuda).rows(Rows { rows, channels });
@@ -207,7 +207,7 @@ fn rows_in_bf16() {
 #[test]
 fn sources_and_joins() {
     in_orders(|cuda| {
-        let shapes = [(1, 1), (5, 3), (63, 7), (64, 4), (33000, 1), (300, 8), (65, 33)];
+        let shapes = [(1, 1), (5, 3), (63, 7), (65, 33), (33000, 1), (300, 8), (64, 4)];
         for (_, (rows, channels)) in thinned(shapes, 5) {
             Setup::new(cuda).rows(Rows { rows, channels });
         }
