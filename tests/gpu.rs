@@ -21,6 +21,8 @@ mod operations;
 mod planted;
 #[path = "gpu/promises.rs"]
 mod promises;
+#[path = "gpu/recording.rs"]
+mod recording;
 #[path = "gpu/runs.rs"]
 mod runs;
 #[path = "gpu/sm90.rs"]

@@ -2,6 +2,7 @@
 #![allow(dead_code)] // each test program uses its own part
 
 pub mod adjoint;
+pub mod alone;
 pub mod augment;
 pub mod conv;
 pub mod loss;

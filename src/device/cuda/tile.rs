@@ -85,8 +85,8 @@ fn halo(shape: &ConvShape, operands: Operands) -> bool {
     whole && (rows + padding) * (shape.w + 1) < HALO_PIXELS
 }
 
-/// What [`super::Cuda`] decides for a node. It depends on the geometry alone, so that the bits of a run do not depend on
-/// what else the GPU is doing.
+/// What [`super::Cuda`] decides for a node. It depends on the geometry and the kind of GPU alone, so that the bits of a run do
+/// not depend on what else the GPU is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Plan {
     pub(super) operands: Operands,
