@@ -160,6 +160,7 @@ __device__ __forceinline__ void multiply_stages(float* dw, unsigned char* smem, 
       const bool beside = s == 0 ? at.w0 == 0 : at.w0 + width == shape.w;
       const unsigned outside = beside ? image.edges : 0;
       const auto released = [&] {
+        __syncwarp();  // all lanes have read their part of the slabs
         for (; kept > 3; kept--, oldest.advance()) {
           if (lane == 0) mbarrier_arrive(&empty[oldest.stage]);
         }

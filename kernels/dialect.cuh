@@ -201,8 +201,9 @@ __device__ __forceinline__ void mbarrier_wait(uint64_t* barrier, uint32_t parity
   } while (ended == 0);
 }
 
-// What cuTensorMapEncodeTiled wrote; a kernel takes it as   const __grid_constant__ TensorMap name
-struct alignas(64) TensorMap {
+// What cuTensorMapEncodeTiled wrote, aligned as CUtensorMap of CUDA 13; a kernel takes it as
+//   const __grid_constant__ TensorMap name
+struct alignas(128) TensorMap {
   uint64_t opaque[16];
 };
 __device__ __forceinline__ void prefetch_tensor_map(const TensorMap& map) {

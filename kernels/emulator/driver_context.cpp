@@ -193,6 +193,7 @@ EXPORTED const char* l2b_emulator_last_error() { return last_error.c_str(); }
 // See options.h. 1: understood.
 EXPORTED int l2b_emulator_set_order(const char* spec) { return set_order(spec) ? 1 : 0; }
 EXPORTED void l2b_emulator_set_event_waits(int kept) { set_event_waits(kept != 0); }
+EXPORTED void l2b_emulator_set_staging(int kept) { set_staging(kept != 0); }
 EXPORTED int l2b_emulator_set_failure(const char* spec) { return set_failure(spec) ? 1 : 0; }
 
 EXPORTED void l2b_emulator_memory_in_use(size_t* buffers, size_t* bytes) { device_memory_in_use(*buffers, *bytes); }

@@ -44,8 +44,8 @@ class Argument {
   size_t size() const { return bytes_; }
 
  private:
-  struct alignas(64) Line {
-    char bytes[64];
+  struct alignas(128) Line {
+    char bytes[128];
   };
   size_t bytes_;
   std::vector<Line> lines_;

@@ -1,8 +1,9 @@
 // Allocation, copies and memset.
 //
 // Copies check both ends against the live buffers, when they are queued and again when they run. A pageable host buffer
-// behaves as with the real driver: as a source it is copied at once (the driver stages it), as a destination the call
-// returns when the data has arrived. Pinned memory is read and written when the copy runs: too early a look shows.
+// behaves as mostly with the real driver: as a source it is copied at once (the driver stages it, which it promises nowhere:
+// set_staging), as a destination the call returns when the data has arrived. Pinned memory is read and written when the copy
+// runs: too early a look shows.
 #include <cstring>
 #include <memory>
 #include <vector>
@@ -60,7 +61,7 @@ Outcome queue_host_to_device(CUdeviceptr dst, const void* src, size_t bytes, con
   if (Outcome bad = check_device_range("destination", dst, bytes); !bad.ok()) return bad;
   // A captured copy keeps the address: its source is read at every replay.
   std::shared_ptr<std::vector<char>> staged;
-  if (!is_pinned(src) && capture_status(stream) == 0) {
+  if (!is_pinned(src) && staging() && capture_status(stream) == 0) {
     staged = std::make_shared<std::vector<char>>(bytes);
     sanitizer::copy(staged->data(), src, bytes);
   }

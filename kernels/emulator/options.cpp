@@ -122,6 +122,7 @@ const Environment& environment() {
 thread_local std::optional<OrderOption> thread_order;
 thread_local std::optional<PlannedFailure> thread_failure;
 thread_local bool thread_event_waits = true;
+thread_local bool thread_staging = true;
 
 }  // namespace
 
@@ -150,6 +151,9 @@ bool set_failure(const char* spec) {
 
 bool event_waits() { return thread_event_waits; }
 void set_event_waits(bool kept) { thread_event_waits = kept; }
+
+bool staging() { return thread_staging; }
+void set_staging(bool kept) { thread_staging = kept; }
 
 size_t memory_size() { return environment().memory; }
 int capability_major() { return environment().capability.major; }

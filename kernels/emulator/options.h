@@ -34,6 +34,11 @@ bool set_failure(const char* spec);
 bool event_waits();
 void set_event_waits(bool kept);
 
+// Whether a copy from pageable host memory that the calling thread asks for has read it when the call returns. The driver
+// may leave that to the copy itself.
+bool staging();
+void set_staging(bool kept);
+
 size_t memory_size();              // L2B_EMULATOR_MEMORY, bytes or with K, M, G; default 8G
 int capability_major();            // L2B_EMULATOR_CC, default 9.0
 int capability_minor();

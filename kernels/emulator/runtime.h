@@ -19,7 +19,7 @@ struct dim3 {
 };
 
 // What cuTensorMapEncodeTiled writes (tensor_map.h); a kernel takes it by value.
-struct alignas(64) TensorMap {
+struct alignas(128) TensorMap {
   uint64_t opaque[16];
 };
 

@@ -74,7 +74,7 @@ DRIVER_API cuTensorMapEncodeTiled(TensorMap* map, int type, uint32_t rank, void*
                                   int interleave, int swizzle, int, int fill) {
   return driver_call("cuTensorMapEncodeTiled", [&]() -> Outcome {
     constexpr int none = 0, swizzle_64 = 2, swizzle_128 = 3;
-    if (reinterpret_cast<uintptr_t>(map) % 64 != 0) return {invalid_value, "the tensor map is no multiple of 64 bytes"};
+    if (reinterpret_cast<uintptr_t>(map) % 128 != 0) return {invalid_value, "the tensor map is no multiple of 128 bytes"};
     if (type != 1 && type != 6 && type != 9) return {not_supported, text("tensor map of elements of type %d", type)};
     if (rank < 3 || rank > TensorBox::max_rank) return {not_supported, text("tensor map of %u dimensions", rank)};
     if (interleave != none || fill != 0) return {not_supported, "tensor map with interleave or a fill other than zero"};

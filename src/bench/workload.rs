@@ -14,6 +14,7 @@ use crate::meta_step::{self, Loaded};
 use crate::model::{Init, Model};
 use crate::net::Reuse;
 use crate::random::{META_VIEW, Purpose, Stream, TRAIN_VIEW};
+use crate::recordings::Work;
 use crate::step::Objective;
 use crate::{Error, Result, task};
 
@@ -165,10 +166,12 @@ impl<D: Device> Workload<D> {
     /// Those of the device.
     pub fn steps(&mut self, objective: Objective, count: usize) -> Result<Taken> {
         self.reset()?;
+        self.engine.set_step(&self.params)?;
         let start = Instant::now();
         let from = self.engine.device.mark()?;
         for _ in 0..count {
-            self.engine.step(objective, &self.params)?;
+            // Without the upload of what stays the same, which would wait for the step before.
+            self.engine.run(Work::Step(objective))?;
         }
         let to = self.engine.device.mark()?;
         self.engine.device.synchronize()?;

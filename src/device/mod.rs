@@ -221,7 +221,7 @@ pub trait Device: Sized + Send + Sync + 'static {
     }
     /// `bytes` bytes aligned to [`ALIGN`]. Contents are unspecified. Error::Device names need and free when they do not fit.
     fn alloc(&self, bytes: usize) -> Result<Self::Arena>;
-    /// Host to device; lengths are equal.
+    /// Host to device; lengths are equal. Waits: what a step needs goes by [`Device::send`].
     fn upload(&self, dst: Mem<Self>, src: &[u8]) -> Result<()>;
     /// Device to host, after all work asked for so far; lengths are equal.
     fn download(&self, dst: &mut [u8], src: Mem<Self>) -> Result<()>;

@@ -128,6 +128,16 @@ extern "C" __global__ void fault_early_exit(float* y, int n) {
   y[i] = 1;
 }
 
+// Threads from the n-th on pass the barrier by and go on: what NVIDIA's own example for synccheck does.
+extern "C" __global__ void fault_skipped_barrier(float* y, int n) {
+  const int i = blockIdx.x * blockDim.x + threadIdx.x;
+  if (i < n) {
+    y[i] = 0;
+    __syncthreads();
+  }
+  y[i] += 1;
+}
+
 extern "C" __global__ void fault_divergent_barrier(float* y) {
   if (threadIdx.x < 40) {
     __syncthreads();

@@ -2,7 +2,7 @@
 
 use l2b::device::cuda::{Cuda, devices, driver};
 use l2b::{Result, device::Device};
-use std::ffi::{CString, c_char, c_int};
+use std::ffi::{CStr, CString, c_char, c_int};
 
 /// Whether the tests run on the emulator.
 pub fn emulated() -> bool {
@@ -61,10 +61,19 @@ pub fn set_order(order: &str) {
 
 /// Takes the calling thread's waits of streams for events away in the emulator, or gives them back.
 pub fn set_waits(kept: bool) {
-    let symbol = driver::emulator_symbol(c"l2b_emulator_set_event_waits").expect("the emulator's control");
+    switch(c"l2b_emulator_set_event_waits", kept);
+}
+
+/// Leaves the reading of pageable memory to the copies that the calling thread asks for in the emulator, or ends that.
+pub fn set_staging(kept: bool) {
+    switch(c"l2b_emulator_set_staging", kept);
+}
+
+fn switch(name: &CStr, on: bool) {
+    let symbol = driver::emulator_symbol(name).expect("the emulator's control");
     // SAFETY: declared so in kernels/emulator/driver_context.cpp.
     let set: extern "C" fn(c_int) = unsafe { std::mem::transmute(symbol) };
-    set(c_int::from(kept));
+    set(c_int::from(on));
 }
 
 /// Runs a test in forward and in a random order (on a GPU once).

@@ -118,8 +118,8 @@ fn initcheck_read_of_what_nothing_wrote() {
 fn synccheck_barrier_that_not_all_threads_meet() {
     let Some(gpu) = Planted::open() else { return };
     let mut y = gpu.stream.alloc_zeros::<f32>(128).expect("memory");
-    let kernel = gpu.kernel("fault_early_exit");
-    // SAFETY: the kernel's arguments and sizes. A GPU counts threads that have ended as arrived, so nothing hangs.
+    let kernel = gpu.kernel("fault_skipped_barrier");
+    // SAFETY: the kernel's arguments and sizes. A GPU counts a warp that has come, so nothing hangs.
     let launched = unsafe {
         gpu.stream
             .launch_builder(&kernel)

@@ -1,7 +1,8 @@
 //! Training runs: steps recorded and replayed, inputs and results that cross beside the work.
 
-use super::common::{run, transfer};
-use super::device::{emulated, in_orders, open, open_as, set_order, set_waits};
+use super::common::{fetch_raw, room, run, transfer};
+use super::device::{emulated, in_orders, open, open_as, set_order, set_staging, set_waits};
+use l2b::device::Device;
 use l2b::device::cuda::Cuda;
 
 #[test]
@@ -31,6 +32,23 @@ fn a_missing_event_between_upload_and_kernels_shows() {
         assert_eq!(arrived, sent, "{order}");
     }
     assert!(wrong > 0, "right in every order");
+}
+
+/// The driver may read pageable memory as late as the copy runs; by then it is the caller's again.
+#[test]
+fn an_upload_has_read_its_source_when_it_returns() {
+    if !emulated() {
+        return;
+    }
+    let cuda = open().expect("the emulator");
+    set_staging(false);
+    let operand = room(&cuda, 64);
+    let mut source = vec![1u8; 64];
+    cuda.upload(operand.mem(), &source).expect("upload");
+    source.fill(2);
+    std::hint::black_box(&source);
+    set_staging(true);
+    assert_eq!(fetch_raw::<Cuda, u8>(&cuda, &operand), [1; 64]);
 }
 
 /// Whole and last batches of warm-up, method and evaluation: six recordings.

@@ -152,10 +152,11 @@ impl Launcher {
     pub fn upload(&self, dst: Mem<Cuda>, src: &[u8]) -> Result<()> {
         same_length("upload", dst.bytes, src.len())?;
         refuse_recording(&self.stream, "an upload")?;
-        // SAFETY: dst is `bytes` long and alive. Outside of a capture the driver has read pageable host memory when the
-        // call returns.
+        // SAFETY: dst is `bytes` long and alive; src is borrowed until the wait below has ended the copy. Mostly the driver has
+        // read pageable memory when this call returns, but it promises that nowhere.
         unsafe { result::memcpy_htod_async(address(dst), src, self.stream.cu_stream()) }
-            .map_err(|error| device_error("upload", error))
+            .map_err(|error| device_error("upload", error))?;
+        self.synchronize()
     }
 
     pub fn download(&self, dst: &mut [u8], src: Mem<Cuda>) -> Result<()> {
