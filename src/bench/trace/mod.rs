@@ -112,6 +112,8 @@ mod tests {
         assert_eq!(count(Operation::ConvTangent), 21);
         assert_eq!(count(Operation::ConvBackwardInput), 2 * 20);
         assert_eq!(count(Operation::ConvBackwardWeight), 2 * 21);
+        // θ̂, v and θ, each once.
+        assert_eq!(count(Operation::ArrangeFilters), 3 * 21);
         assert_eq!(count(Operation::Augment), 2);
         assert_eq!(count(Operation::TangentDot), 2);
         // 4.54 TFLOP with the taps in the padding, which touch one seventh of all multiply-adds.
