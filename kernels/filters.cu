@@ -1,65 +1,96 @@
 // Filters as operands of tensor cores: rounded to the operand's type and laid out so that the convolutions copy whole
-// 16-byte chunks. Suffix: the operand's type, _tf32 (floats with 10 mantissa bits) or _bf16.
+// 16-byte chunks. One launch does those of many convolutions: each alone is too small to fill a GPU. Suffix: the operand's
+// type, _tf32 (floats with 10 mantissa bits) or _bf16.
 #include "mma_tile.cuh"
 
-// One chunk of an operand: value(e) for its elements.
-template <class T, class F>
-__device__ __forceinline__ void write_chunk(T* at, F value) {
-  Pack<WIDE<T>> out;
-  UNROLL for (int e = 0; e < WIDE<T>; e++) out.v[e] = value(e);
-  store_chunk(at, operand_chunk<T>(out));
-}
+// One matrix of one convolution: all filters in rows, or a parity class of backward-input.
+// rows:   out [K][pitch]            out[k][(r,s,c)] = w[k,r,s,c]
+// class:  out [C][pitch]            out[c][(i,j,k)] = w[k, r0 + stride·i, s0 + stride·j, c] over the taps of the class
+// rounded; 0 from the end of the depth up to the pitch, its next multiple of whole chunks
+// out 16-byte aligned; w [K,R,S,C]; K·pitch and C·pitch < 2^31
+struct FilterMatrix {
+  void* out;
+  const float* w;
+  ConvShape shape;
+  int parity_class;  // -1: rows
+  int first_block;
+  int reserved;
+};
 
-template <class T>
-__device__ __forceinline__ void filter_rows_body(T* out, const float* w, const float* tw, int filters, int depth) {
-  const int chunks = filter_pitch<T>(depth) / WIDE<T>;
-  const float* from = blockIdx.y == 0 ? w : tw;
-  T* to = out + Offset(blockIdx.y) * filters * chunks * WIDE<T>;
-  const Divider by_chunks(chunks);
-  for (Offset i = thread_index(); i < Offset(filters) * chunks; i += thread_count()) {
-    const int k = by_chunks.div(static_cast<int>(i)), d = (static_cast<int>(i) - k * chunks) * WIDE<T>;
-    write_chunk(to + i * WIDE<T>, [&](int e) { return d + e < depth ? from[Offset(k) * depth + d + e] : 0.0f; });
+// As many as 4 KiB of parameters hold. Twins in src/device/cuda/filters.rs.
+constexpr int FILTER_MATRICES = 63;
+struct FilterTable {
+  FilterMatrix matrices[FILTER_MATRICES];  // in the order of their first blocks; the first begins at block 0
+  int count, reserved;
+};
+static_assert(sizeof(FilterMatrix) == 64 && sizeof(FilterTable) == 4040, "twins of FilterMatrix, FilterTable in filters.rs");
+
+// Chunks of a thread, one every 256: a block takes 1024 neighbours. Twin in filters.rs.
+constexpr int FILTER_PASSES = 4;
+
+// f(chunk) for this thread's chunks of its block's matrix.
+template <class F>
+__device__ __forceinline__ void for_chunks(const FilterMatrix& matrix, int chunks, F f) {
+  const int first = (static_cast<int>(blockIdx.x) - matrix.first_block) * FILTER_PASSES * 256;
+  UNROLL for (int pass = 0; pass < FILTER_PASSES; pass++) {
+    const int chunk = first + pass * 256 + static_cast<int>(threadIdx.x);
+    if (chunk < chunks) f(chunk);
   }
 }
 
-// out[0][k][d] = w[k][d], out[1][k][d] = tw[k][d], rounded; 0 for depth <= d < pitch
-// out [1 or 2][K][pitch]; w, tw [K][depth], depth = RSC; pitch: depth rounded up to whole chunks
-// grid: (any number of blocks of 256, 1 or 2); a thread owns every (grid·256)-th chunk of 16 bytes
-// K·pitch < 2^31; out 16-byte aligned
-#define FILTER_ROWS_ARGS(T) T *out, const float *__restrict__ w, const float *__restrict__ tw, int filters, int depth
-extern "C" __global__ void __launch_bounds__(256) filter_rows_tf32(FILTER_ROWS_ARGS(float)) {
-  filter_rows_body(out, w, tw, filters, depth);
-}
-extern "C" __global__ void __launch_bounds__(256) filter_rows_bf16(FILTER_ROWS_ARGS(__nv_bfloat16)) {
-  filter_rows_body(out, w, tw, filters, depth);
+template <class T>
+__device__ __forceinline__ void arrange_rows(const FilterMatrix& matrix) {
+  const int depth = matrix.shape.r * matrix.shape.s * matrix.shape.c, row_chunks = filter_pitch<T>(depth) / WIDE<T>;
+  T* out = static_cast<T*>(matrix.out);
+  for_chunks(matrix, matrix.shape.k * row_chunks, [&](int chunk) {
+    const int k = chunk / row_chunks, d = (chunk - k * row_chunks) * WIDE<T>;
+    const float* from = matrix.w + Offset(k) * depth + d;
+    Pack<WIDE<T>> values;
+    UNROLL for (int e = 0; e < WIDE<T>; e++) values.v[e] = d + e < depth ? from[e] : 0.0f;
+    store_chunk(out + Offset(chunk) * WIDE<T>, operand_chunk<T>(values));
+  });
 }
 
 template <class T>
-__device__ __forceinline__ void filter_classes_body(T* out, const float* w, const ConvShape& shape) {
-  const ParityClass taps(shape, blockIdx.y);
-  const int depth = taps.taps_r * taps.taps_s * shape.k, pitch = filter_pitch<T>(depth), chunks = pitch / WIDE<T>;
-  T* to = out + class_filters<T>(shape, blockIdx.y);
-  const Divider by_channels(shape.c), by_filters(shape.k), by_columns(max(taps.taps_s, 1));
-  for (Offset i = thread_index(); i < Offset(chunks) * shape.c; i += thread_count()) {
+__device__ __forceinline__ void arrange_class(const FilterMatrix& matrix) {
+  const ConvShape& shape = matrix.shape;
+  const ParityClass taps(shape, matrix.parity_class);
+  const int pitch = filter_pitch<T>(taps.taps_r * taps.taps_s * shape.k);
+  T* out = static_cast<T*>(matrix.out);
+  for_chunks(matrix, pitch / WIDE<T> * shape.c, [&](int chunk) {
     // Neighbouring threads take neighbouring channels: the reads are the larger part.
-    const int chunk = by_channels.div(static_cast<int>(i)), c = static_cast<int>(i) - chunk * shape.c;
-    const int first = chunk * WIDE<T>;
-    write_chunk(to + Offset(c) * pitch + first, [&](int e) {
-      const int d = first + e, tap = by_filters.div(d), k = d - tap * shape.k, row = by_columns.div(tap);
-      const int r = taps.r0 + shape.stride * row, s = taps.s0 + shape.stride * (tap - row * by_columns.d);
-      return d < depth ? w[((Offset(k) * shape.r + r) * shape.s + s) * shape.c + c] : 0.0f;
-    });
-  }
+    const int group = chunk / shape.c, c = chunk - group * shape.c, d = group * WIDE<T>;
+    int tap = d / shape.k, k = d - tap * shape.k, i = tap / taps.taps_s, j = tap - i * taps.taps_s;
+    Pack<WIDE<T>> values;
+    UNROLL for (int e = 0; e < WIDE<T>; e++) {
+      const int r = taps.r0 + shape.stride * i, s = taps.s0 + shape.stride * j;
+      values.v[e] = i < taps.taps_r ? matrix.w[((Offset(k) * shape.r + r) * shape.s + s) * shape.c + c] : 0.0f;
+      if (++k == shape.k) k = 0, j++;
+      if (j == taps.taps_s) j = 0, i++;
+    }
+    store_chunk(out + Offset(c) * pitch + d, operand_chunk<T>(values));
+  });
 }
 
-// out[class][c][(i,j,k)] = w[k, r0 + stride·i, s0 + stride·j, c], rounded, over the taps of each parity class; 0 up to the pitch
-// out [stride²][C][pitch of the class]; w [K,R,S,C]
-// grid: (any number of blocks of 256, stride²); a thread owns every (grid·256)-th chunk of 16 bytes of a class
-// C·R·S·K < 2^31; out 16-byte aligned
-#define FILTER_CLASSES_ARGS(T) T *out, const float *__restrict__ w, ConvShape shape
-extern "C" __global__ void __launch_bounds__(256) filter_classes_tf32(FILTER_CLASSES_ARGS(float)) {
-  filter_classes_body(out, w, shape);
+template <class T>
+__device__ __forceinline__ void arrange(const FilterTable& table) {
+  // The last matrix that begins at this block or before.
+  int at = 0, end = table.count;
+  while (end - at > 1) {
+    const int middle = (at + end) / 2;
+    if (table.matrices[middle].first_block <= static_cast<int>(blockIdx.x)) at = middle;
+    else end = middle;
+  }
+  const FilterMatrix& matrix = table.matrices[at];
+  if (matrix.parity_class < 0) arrange_rows<T>(matrix);
+  else arrange_class<T>(matrix);
 }
-extern "C" __global__ void __launch_bounds__(256) filter_classes_bf16(FILTER_CLASSES_ARGS(__nv_bfloat16)) {
-  filter_classes_body(out, w, shape);
+
+// All matrices of the table, which have a chunk at least.
+// grid: the blocks of all matrices, 256 threads each
+extern "C" __global__ void __launch_bounds__(256) arrange_filters_tf32(const __grid_constant__ FilterTable table) {
+  arrange<float>(table);
+}
+extern "C" __global__ void __launch_bounds__(256) arrange_filters_bf16(const __grid_constant__ FilterTable table) {
+  arrange<__nv_bfloat16>(table);
 }

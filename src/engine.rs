@@ -185,6 +185,8 @@ pub struct Engine<D: Device> {
     full: Reach,
     /// The part that v covers.
     meta_reach: Reach,
+    /// For a forward pass alone.
+    nothing: Reach,
     pub(crate) batches: BTreeMap<usize, Batch<D>>,
     pub(crate) arena: D::Arena,
     /// Flat arenas in parameter layout.
@@ -210,6 +212,7 @@ impl<D: Device> Engine<D> {
     ) -> Result<Self> {
         let program = &model.program;
         let full = Reach::full(program);
+        let nothing = Reach::nothing(program);
         let meta_reach = options.meta_depth.reach(program)?;
         if options.inner_product == InnerProduct::Contraction
             && options.norm == NormMode::Batch
@@ -290,6 +293,7 @@ impl<D: Device> Engine<D> {
             options,
             full,
             meta_reach,
+            nothing,
             bytes,
             phases: Phases::new(),
         })
@@ -415,8 +419,12 @@ impl<D: Device> Engine<D> {
     }
 
     pub(crate) fn logits_directly(&self) -> Result<()> {
-        let pass = self.pass(Slot::Train, self.model.theta(), Statistics::Running);
+        let pass = Pass {
+            reach: &self.nothing,
+            ..self.pass(Slot::Train, self.model.theta(), Statistics::Running)
+        };
         self.load_input(Slot::Train, pass.input())?;
+        pass.arrange()?;
         pass.forward()
     }
 

@@ -64,6 +64,11 @@ impl<D: Device> Engine<D> {
         let statistics = self.statistics(true);
         let pass = self.pass(Slot::Train, self.model.theta(), statistics);
         self.load_input(Slot::Train, pass.input())?;
+        // Without look-ahead the meta pass was at θ, and has arranged its filters.
+        let arranged = objective.is_meta() && self.options.virtual_step == VirtualStep::Plain;
+        if !arranged {
+            pass.arrange()?;
+        }
         pass.forward()?;
         self.losses(&pass)?;
         if objective.is_meta() {
@@ -107,7 +112,13 @@ impl<D: Device> Engine<D> {
                 out
             }
         };
-        let pass = self.within_meta_reach(&self.pass(Slot::Meta, theta_hat, self.statistics(false)));
+        let whole = self.pass(Slot::Meta, theta_hat, self.statistics(false));
+        let pass = self.within_meta_reach(&whole);
+        match self.options.virtual_step {
+            // For the train batch too, whose derivatives reach further.
+            VirtualStep::Plain => whole.arrange()?,
+            VirtualStep::Momentum => pass.arrange()?,
+        }
         self.load_input(Slot::Meta, pass.input())?;
         pass.forward()?;
         let shape = self.loss_shape(Slot::Meta);
@@ -148,6 +159,7 @@ impl<D: Device> Engine<D> {
         let rows = rows
             .into_iter()
             .take(if objective == Objective::L2b { 2 } else { 1 });
+        pass.arrange_along(v)?;
         match self.options.inner_product {
             InnerProduct::Tangent => {
                 pass.tangent(v)?;

@@ -8,7 +8,7 @@ use common::alone::every_operation_runs_alone;
 use common::loss::watching;
 use common::ops::{self, KINDS, Setup};
 use common::transfer;
-use common::{Random, fetch, fetch_raw, raw, reading, room, writing};
+use common::{Arranged, Random, fetch, fetch_raw, raw, reading, room, writing};
 use l2b::device::cpu::{Cpu, Rounding};
 use l2b::device::{
     AugmentShape, Conv, ConvShape, Device, Epilogue, Geometry, LossShape, PoolShape, Region, Rows, Source,
@@ -215,7 +215,7 @@ fn bits(device: &Cpu<f32>, shape: ConvShape) -> Vec<Vec<u32>> {
     );
     let mut lend = |len| reading::<f32, _>(device, &random.values(len));
     let [x, tx, before] = [(); 3].map(|()| lend(shape.x_len()));
-    let [w, tw] = [(); 2].map(|()| lend(shape.w_len()));
+    let [w, tw] = [(); 2].map(|()| Arranged::new(device, &shape, prepared, lend(shape.w_len())));
     let (affine, slope) = (lend(3 * shape.c as usize), lend(2 * shape.c as usize));
     let dy = lend(shape.y_len());
     let y_rows = Rows {
@@ -256,11 +256,11 @@ fn bits(device: &Cpu<f32>, shape: ConvShape) -> Vec<Vec<u32>> {
         slope: Some(slope.mem()),
     };
     device
-        .conv_forward(conv, y.mem(), w.mem(), None, epilogue)
+        .conv_forward(conv, y.mem(), w.filters(), None, epilogue)
         .expect("forward");
     let first_partials = fetch_raw::<_, u32>(device, &partials);
     device
-        .conv_tangent(conv, ty.mem(), tangent, w.mem(), tw.mem(), None, epilogue)
+        .conv_tangent(conv, ty.mem(), tangent, w.filters(), tw.filters(), None, epilogue)
         .expect("tangent");
     device
         .conv_backward_input(
@@ -268,7 +268,7 @@ fn bits(device: &Cpu<f32>, shape: ConvShape) -> Vec<Vec<u32>> {
             before.mem(),
             Write::Add,
             dy.mem(),
-            w.mem(),
+            w.filters(),
             Epilogue::none(),
         )
         .expect("input");
@@ -276,7 +276,7 @@ fn bits(device: &Cpu<f32>, shape: ConvShape) -> Vec<Vec<u32>> {
         .conv_backward_weight(conv, dw.mem(), Some(dbias.mem()), Write::Set, dy.mem())
         .expect("weight");
     device
-        .conv_contract(conv, out.mem(), dy.mem(), tw.mem(), None)
+        .conv_contract(conv, out.mem(), dy.mem(), tw.filters(), None)
         .expect("contract");
     device
         .join_forward(x_rows, joined.mem(), source, source, Epilogue::none())

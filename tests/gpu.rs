@@ -5,6 +5,8 @@
 mod common;
 #[path = "gpu/device.rs"]
 mod device;
+#[path = "gpu/filters.rs"]
+mod filters;
 #[path = "common/fixtures.rs"]
 mod fixtures;
 #[path = "gpu/halo.rs"]

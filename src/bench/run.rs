@@ -67,17 +67,23 @@ pub enum Event<'a> {
 /// Called with the record so far.
 pub type Report<'a> = &'a mut dyn FnMut(&Record, Event) -> Result<()>;
 
-/// The operations of a step of each objective.
+/// The operations of a step of each objective, but for those that are no work for the device.
 struct Traces {
     by_objective: Vec<(Objective, Vec<(Phase, Case)>)>,
 }
 
 impl Traces {
-    fn new(job: &Job) -> Result<Self> {
+    fn new<D: Device>(device: &D, job: &Job) -> Result<Self> {
         let trace = |(_, objective)| {
             let shape = augment(&job.architecture, job.sizes.0);
-            operations(&job.architecture, objective, job.sizes, job.meta_depth, shape)
-                .map(|list| (objective, list))
+            let all = operations(&job.architecture, objective, job.sizes, job.meta_depth, shape)?;
+            let mut list = Vec::with_capacity(all.len());
+            for (phase, case) in all {
+                if Alone::is_work(device, &case)? {
+                    list.push((phase, case));
+                }
+            }
+            Ok((objective, list))
         };
         Ok(Traces {
             by_objective: OBJECTIVES.into_iter().map(trace).collect::<Result<_>>()?,
@@ -108,7 +114,7 @@ pub fn run<D: Device>(device: D, job: &Job, mut record: Record, report: Report) 
         flops: record.ceilings.matrix.median,
         bytes: record.ceilings.copy.median,
     };
-    let traces = Traces::new(job)?;
+    let traces = Traces::new(&device, job)?;
     if job.parts.contains(&Part::Operations) {
         measure_operations(&device, job, &traces, ceilings, &mut record, report)?;
         report(&record, Event::Done(Part::Operations))?;
@@ -356,7 +362,7 @@ fn steps<D: Device>(
 }
 
 /// Memory by the plan: of the engine as it is for the meta objectives, and of what cross-entropy alone would need: no
-/// tangents, no v and θ̂, no meta batch.
+/// tangents, no v and θ̂, no filters of v, no meta batch.
 fn planned_memory<D: Device>(
     device: &D,
     program: &Program,
@@ -373,7 +379,9 @@ fn planned_memory<D: Device>(
     let alone = required_bytes(device, program, &[n], reuse)?;
     let (_, flat) = program.param_layout(real);
     let meta_feed = InputLayout::new(program, n, act).slot_bytes();
-    let plain = alone - (plan.bytes - without_tangents) - 2 * flat - meta_feed;
+    let along = plan.nodes.iter().map(|node| node.filters.along.bytes);
+    let filters: usize = along.map(|bytes| bytes.next_multiple_of(ALIGN)).sum();
+    let plain = alone - (plan.bytes - without_tangents) - filters - 2 * flat - meta_feed;
     let meta = required_bytes(device, program, &if n == m { vec![n] } else { vec![n, m] }, reuse)?;
     Ok(OBJECTIVES
         .into_iter()

@@ -72,7 +72,7 @@ pub struct BenchArgs {
     /// Its shape: numbers separated by commas, e.g. n,h,w,c,k,r,stride,pad of a convolution
     #[arg(long, requires = "kernel")]
     shape: Option<String>,
-    /// What it does beside its core: plain, or some of pending, tangent, bias, add, mask, sums, second, linear joined by + [default: as networks use it]
+    /// What it does beside its core: plain, or some of pending, tangent, bias, add, mask, sums, second, linear, backward joined by + [default: as networks use it]
     #[arg(long, requires = "kernel")]
     form: Option<Form>,
     /// Call it this often and measure nothing

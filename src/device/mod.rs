@@ -95,7 +95,7 @@ macro_rules! copy {
         impl<A> Copy for $name<'_, A> {}
     )*};
 }
-copy!(Source, Tangent, Sums, Epilogue, Norm, Targets);
+copy!(Source, Tangent, Sums, Epilogue, Filters, Norm, Targets);
 
 /// Geometry of a node, for [`Device::prepare`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -114,8 +114,37 @@ pub struct Prepared<T> {
     pub saved_bytes: usize,
     /// Bytes that any one call of the node may overwrite.
     pub scratch_bytes: usize,
+    /// Bytes of a convolution's filters as [`Device::arrange_filters`] leaves them, whatever the batch; 0 where the device
+    /// multiplies the learned numbers themselves.
+    pub arranged: Arranged,
     /// The device's choice of algorithm.
     pub algorithm: T,
+}
+
+/// Bytes of arranged filters.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Arranged {
+    /// [`Filters::forward`].
+    pub forward: usize,
+    /// [`Filters::backward`].
+    pub backward: usize,
+}
+
+/// The filters of a convolution (those of θ, or their tangent), and what [`Device::arrange_filters`] makes of them.
+pub struct Filters<'a, A> {
+    /// `Real` `[K,R,S,C]`.
+    pub w: Span<'a, A>,
+    /// In the device's own layout, as forward, tangent and contraction multiply them: [`Arranged::forward`] bytes.
+    pub forward: Span<'a, A>,
+    /// Likewise as backward-input does: [`Arranged::backward`] bytes. None: not wanted.
+    pub backward: Option<Span<'a, A>>,
+}
+
+/// A convolution among those whose filters are arranged.
+pub struct Arrangement<'a, D: Device> {
+    pub shape: &'a ConvShape,
+    pub prepared: &'a Prepared<D::Algorithm>,
+    pub filters: Filters<'a, D::Arena>,
 }
 
 /// What every call of one convolution shares.
@@ -268,12 +297,15 @@ pub trait Device: Sized + Send + Sync + 'static {
 
     // ---- convolution; of a node prepared as `Geometry::Linear` every operand is `Real`
 
+    /// Brings filters into the layouts in which the other operations read them: after every change of w, before any of those.
+    /// All of a network's in one call, since each alone is little work.
+    fn arrange_filters(&self, filters: &[Arrangement<Self>]) -> Result<()>;
     /// y `[N,P,Q,K]` ← conv(x, w) + bias, then the epilogue.
     fn conv_forward(
         &self,
         conv: Conv<Self>,
         y: Mem<Self>,
-        w: Mem<Self>,
+        w: Filters<Self::Arena>,
         bias: Option<Mem<Self>>,
         epilogue: Epilogue<Self::Arena>,
     ) -> Result<()>;
@@ -284,8 +316,8 @@ pub trait Device: Sized + Send + Sync + 'static {
         conv: Conv<Self>,
         ty: Mem<Self>,
         tx: Tangent<Self::Arena>,
-        w: Mem<Self>,
-        tw: Mem<Self>,
+        w: Filters<Self::Arena>,
+        tw: Filters<Self::Arena>,
         tbias: Option<Mem<Self>>,
         epilogue: Epilogue<Self::Arena>,
     ) -> Result<()>;
@@ -296,7 +328,7 @@ pub trait Device: Sized + Send + Sync + 'static {
         d: Mem<Self>,
         write: Write,
         dy: Mem<Self>,
-        w: Mem<Self>,
+        w: Filters<Self::Arena>,
         epilogue: Epilogue<Self::Arena>,
     ) -> Result<()>;
     /// dw `[K,R,S,C]` and dbias `[K]` ← or += the adjoints of w and bias.
@@ -314,7 +346,7 @@ pub trait Device: Sized + Send + Sync + 'static {
         conv: Conv<Self>,
         out: Mem<Self>,
         dy: Mem<Self>,
-        tw: Mem<Self>,
+        tw: Filters<Self::Arena>,
         tbias: Option<Mem<Self>>,
     ) -> Result<()>;
 

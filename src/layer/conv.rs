@@ -5,7 +5,7 @@
 //! backward dx = convᵀ(dy, W), dW = Σ x ⊗ dy, db = Σ dy; contracted: ⟨dy_i, conv(x_i, V) + v_b⟩
 
 use crate::Result;
-use crate::device::{Conv, Device, Geometry, Mem, Write};
+use crate::device::{Arrangement, Conv, Device, Filters, Geometry, Mem, Write};
 use crate::net::{How, Node, ParamId, Pass, Sink, ValueId};
 
 struct Args<'p, 'a, D: Device> {
@@ -14,6 +14,7 @@ struct Args<'p, 'a, D: Device> {
     y: ValueId,
     weight: ParamId,
     bias: Option<ParamId>,
+    index: usize,
     pass: &'p Pass<'a, D>,
 }
 
@@ -41,13 +42,44 @@ fn args<'p, 'a, D: Device>(pass: &'p Pass<'a, D>, index: usize) -> Args<'p, 'a, 
         y: *y,
         weight: *weight,
         bias: *bias,
+        index,
         pass,
     }
 }
 
-impl<'a, D: Device> Args<'_, 'a, D> {
+impl<'p, 'a, D: Device> Args<'p, 'a, D> {
     fn weight(&self, flat: Mem<'a, D>) -> Mem<'a, D> {
         self.pass.param(flat, self.weight)
+    }
+
+    /// The filters of θ; backwards only where anything is to be passed on.
+    fn filters(&self) -> Filters<'a, D::Arena> {
+        let (pass, places) = (self.pass, &self.pass.plan.nodes[self.index].filters);
+        let backward = pass.contribution(self.index, 0);
+        Filters {
+            w: self.weight(pass.params),
+            forward: places.forward.of(pass.arena),
+            backward: backward.map(|_| places.backward.of(pass.arena)),
+        }
+    }
+
+    /// The filters of v.
+    fn filters_along(&self, v: Mem<'a, D>) -> Filters<'a, D::Arena> {
+        let (pass, places) = (self.pass, &self.pass.plan.nodes[self.index].filters);
+        Filters {
+            w: self.weight(v),
+            forward: places.along.of(pass.arena),
+            backward: None,
+        }
+    }
+
+    fn arrangement(&self, filters: Filters<'p, D::Arena>) -> Arrangement<'p, D> {
+        let Conv { shape, prepared, .. } = self.conv;
+        Arrangement {
+            shape,
+            prepared,
+            filters,
+        }
     }
 
     fn bias(&self, flat: Mem<'a, D>) -> Option<Mem<'a, D>> {
@@ -55,14 +87,27 @@ impl<'a, D: Device> Args<'_, 'a, D> {
     }
 }
 
+pub(super) fn filters<'p, D: Device>(pass: &'p Pass<D>, index: usize) -> Arrangement<'p, D> {
+    let a = args(pass, index);
+    a.arrangement(a.filters())
+}
+
+pub(super) fn filters_along<'p, 'a, D: Device>(
+    pass: &'p Pass<'a, D>,
+    index: usize,
+    v: Mem<'a, D>,
+) -> Arrangement<'p, D> {
+    let a = args(pass, index);
+    a.arrangement(a.filters_along(v))
+}
+
 pub(super) fn forward<D: Device>(pass: &Pass<D>, index: usize) -> Result<()> {
     let a = args(pass, index);
-    let theta = pass.params;
     pass.device.conv_forward(
         a.conv,
         pass.value(a.y),
-        a.weight(theta),
-        a.bias(theta),
+        a.filters(),
+        a.bias(pass.params),
         pass.forward_epilogue(a.y),
     )
 }
@@ -73,8 +118,8 @@ pub(super) fn tangent<'a, D: Device>(pass: &Pass<'a, D>, index: usize, v: Mem<'a
         a.conv,
         pass.plan.tangents[a.y].of(pass.arena),
         pass.source_tangent(a.x),
-        a.weight(pass.params),
-        a.weight(v),
+        a.filters(),
+        a.filters_along(v),
         a.bias(v),
         pass.tangent_epilogue(a.y),
     )
@@ -91,7 +136,7 @@ pub(super) fn backward<'a, D: Device>(pass: &Pass<'a, D>, index: usize, sink: &S
         }
         Sink::Contraction { out, v, .. } => {
             pass.device
-                .conv_contract(a.conv, out, dy, a.weight(v), a.bias(v))?;
+                .conv_contract(a.conv, out, dy, a.filters_along(v), a.bias(v))?;
         }
     }
     let Some(contribution) = pass.contribution(index, 0) else {
@@ -105,7 +150,7 @@ pub(super) fn backward<'a, D: Device>(pass: &Pass<'a, D>, index: usize, sink: &S
         pass.adjoint(a.x),
         write,
         dy,
-        a.weight(pass.params),
+        a.filters(),
         pass.adjoint_epilogue(a.x, contribution),
     )
 }

@@ -6,8 +6,28 @@ mod pend;
 mod pool;
 
 use crate::Result;
-use crate::device::{Device, Mem};
+use crate::device::{Arrangement, Device, Mem};
 use crate::net::{Node, Pass, Sink};
+
+/// Filters of one node at θ, where it has any.
+pub(crate) fn filters<'p, D: Device>(pass: &'p Pass<D>, node: usize) -> Option<Arrangement<'p, D>> {
+    match pass.program.nodes[node] {
+        Node::Conv { .. } => Some(conv::filters(pass, node)),
+        Node::Pend { .. } | Node::Join { .. } | Node::Pool { .. } => None,
+    }
+}
+
+/// The same along v.
+pub(crate) fn filters_along<'p, 'a, D: Device>(
+    pass: &'p Pass<'a, D>,
+    node: usize,
+    v: Mem<'a, D>,
+) -> Option<Arrangement<'p, D>> {
+    match pass.program.nodes[node] {
+        Node::Conv { .. } => Some(conv::filters_along(pass, node, v)),
+        Node::Pend { .. } | Node::Join { .. } | Node::Pool { .. } => None,
+    }
+}
 
 /// Forward pass of one node.
 pub(crate) fn forward<D: Device>(pass: &Pass<D>, node: usize) -> Result<()> {

@@ -6,7 +6,7 @@ mod program;
 mod reach;
 
 pub use pass::{Pass, Sink};
-pub use plan::{Contribution, How, NodePlan, NormPlan, Plan, Reuse};
+pub use plan::{Contribution, FilterPlan, How, NodePlan, NormPlan, Plan, Reuse};
 pub use program::{
     Node, NormId, NormLayer, Param, ParamId, ParamRole, Program, Storage, Value, ValueId, ValueKind,
 };

@@ -42,7 +42,25 @@ pub struct Pass<'a, D: Device> {
 }
 
 impl<'a, D: Device> Pass<'a, D> {
-    /// Logits of the images in [`Pass::input`]; keeps what the other passes need.
+    /// Arranges the filters of θ for the forward pass, and for the others as far as they reach: before them, after every
+    /// change of θ. Passes over other batches may follow, of the same program in the same arena.
+    pub fn arrange(&self) -> Result<()> {
+        let nodes = 0..self.program.nodes.len();
+        let filters: Vec<_> = nodes.filter_map(|index| layer::filters(self, index)).collect();
+        self.device.arrange_filters(&filters)
+    }
+
+    /// The same of v, before a tangent pass or contractions along it.
+    pub fn arrange_along(&self, v: Mem<'a, D>) -> Result<()> {
+        let nodes = self.program.nodes.iter().enumerate();
+        let filters: Vec<_> = nodes
+            .filter(|(_, node)| self.reach.takes(node))
+            .filter_map(|(index, _)| layer::filters_along(self, index, v))
+            .collect();
+        self.device.arrange_filters(&filters)
+    }
+
+    /// Logits of the images in [`Pass::input`], after [`Pass::arrange`]; keeps what the other passes need.
     pub fn forward(&self) -> Result<()> {
         for index in 0..self.program.nodes.len() {
             layer::forward(self, index)?;
@@ -50,7 +68,7 @@ impl<'a, D: Device> Pass<'a, D> {
         Ok(())
     }
 
-    /// Tangent of the logits along v (flat, parameter layout), after [`Pass::forward`].
+    /// Tangent of the logits along v (flat, parameter layout), after [`Pass::forward`] and [`Pass::arrange_along`].
     pub fn tangent(&self, v: Mem<'a, D>) -> Result<()> {
         for (index, node) in self.program.nodes.iter().enumerate() {
             if !self.reach.takes(node) {

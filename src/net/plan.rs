@@ -1,14 +1,14 @@
 //! Where everything of a program lies in memory at one batch size.
 //!
-//! One arena holds, in this order: what lives through a whole step (stored values, what nodes save, per-channel values
-//! of the norms), scratch that any one call may overwrite, and a pool shared by lifetime between tangents (alive during
-//! the tangent pass) and adjoints (alive during the backward pass).
+//! One arena holds, in this order: arranged filters (of θ or θ̂, and of v), what lives through a whole step (stored
+//! values, what nodes save, per-channel values of the norms), scratch that any one call may overwrite, and a pool shared
+//! by lifetime between tangents (alive during the tangent pass) and adjoints (alive during the backward pass).
 
 use std::ops::Range;
 
 use super::program::{Node, Program, Storage, ValueId, ValueKind};
 use crate::Result;
-use crate::device::{ALIGN, Device, Geometry, Layout, Prepared, Region, Write};
+use crate::device::{ALIGN, Arranged, Device, Geometry, Layout, Prepared, Region, Write};
 
 /// How the pool is shared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,11 +32,23 @@ pub struct NormPlan {
     pub partials: Region,
 }
 
+/// Arranged filters of a node, see [`crate::device::Filters`]; empty where there are none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FilterPlan {
+    /// Of the parameters, for forward and tangent pass.
+    pub forward: Region,
+    /// Of the parameters, for the backward pass.
+    pub backward: Region,
+    /// Of v.
+    pub along: Region,
+}
+
 /// What a node needs at this batch size.
 #[derive(Clone, Debug)]
 pub struct NodePlan<T> {
     pub geometry: Option<Geometry>,
     pub prepared: Option<Prepared<T>>,
+    pub filters: FilterPlan,
     pub saved: Region,
     /// How the node's backward pass writes the adjoint of each input; None where none is wanted.
     pub adjoints: Vec<Option<Contribution>>,
@@ -107,7 +119,7 @@ pub struct Plan<T> {
     /// Size of the arena.
     pub bytes: usize,
     reuse: Reuse,
-    /// By node: tangents that nothing reads after it.
+    /// By node: tangents, and filters of v, that no tangent pass reads after it.
     dead_tangents: Vec<Vec<Region>>,
     /// By node: adjoints that nothing reads after its backward pass.
     dead_adjoints: Vec<Vec<Region>>,
@@ -135,6 +147,28 @@ impl<T: Copy> Plan<T> {
             }
             region
         };
+
+        // Filters lie at the same places whatever the batch: those that a pass over one has arranged serve another's.
+        let mut scratch_bytes = 0;
+        let mut nodes = Vec::with_capacity(program.nodes.len());
+        for (node, adjoints) in program.nodes.iter().zip(contributions(program)) {
+            let geometry = program.geometry(node, batch);
+            let prepared = geometry.as_ref().map(|g| device.prepare(g)).transpose()?;
+            scratch_bytes = scratch_bytes.max(prepared.map_or(0, |p| p.scratch_bytes));
+            let arranged = prepared.map_or(Arranged::default(), |p| p.arranged);
+            let backward = adjoints.iter().any(Option::is_some);
+            nodes.push(NodePlan {
+                geometry,
+                prepared,
+                filters: FilterPlan {
+                    forward: push(arranged.forward),
+                    backward: push(if backward { arranged.backward } else { 0 }),
+                    along: push(arranged.forward),
+                },
+                saved: Region::default(),
+                adjoints,
+            });
+        }
 
         let stored = |id: ValueId| matches!(program.values[id].kind, ValueKind::Stored { .. });
         let value_bytes = |id: ValueId| {
@@ -168,20 +202,8 @@ impl<T: Copy> Plan<T> {
             })
             .collect();
 
-        let contributions = contributions(program);
-        let mut scratch_bytes = 0;
-        let mut nodes = Vec::with_capacity(program.nodes.len());
-        for (node, adjoints) in program.nodes.iter().zip(contributions) {
-            let geometry = program.geometry(node, batch);
-            let prepared = geometry.as_ref().map(|g| device.prepare(g)).transpose()?;
-            scratch_bytes = scratch_bytes.max(prepared.map_or(0, |p| p.scratch_bytes));
-            let saved = push(prepared.map_or(0, |p| p.saved_bytes));
-            nodes.push(NodePlan {
-                geometry,
-                prepared,
-                saved,
-                adjoints,
-            });
+        for node in &mut nodes {
+            node.saved = push(node.prepared.map_or(0, |p| p.saved_bytes));
         }
         let scratch = push(scratch_bytes);
 
@@ -204,7 +226,10 @@ impl<T: Copy> Plan<T> {
             }
             dead
         };
-        let dead_tangents = dead(&tangents, &|t| t);
+        let mut dead_tangents = dead(&tangents, &|t| t);
+        for (dead, node) in dead_tangents.iter_mut().zip(&nodes) {
+            dead.extend(Some(node.filters.along).filter(|along| along.bytes > 0));
+        }
         let dead_adjoints = dead(&adjoints.slots, &|t| count - 1 - t);
         Ok(Plan {
             batch,
@@ -226,7 +251,7 @@ impl<T: Copy> Plan<T> {
         })
     }
 
-    /// Tangents to overwrite after the node's tangent pass (tests only; empty otherwise).
+    /// Tangents and filters of v to overwrite after the node's tangent pass (tests only; empty otherwise).
     pub fn poison_after_tangent(&self, node: usize) -> &[Region] {
         if self.reuse == Reuse::Isolated {
             &self.dead_tangents[node]

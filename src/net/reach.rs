@@ -29,6 +29,11 @@ impl Reach {
         Reach::from_node(program, 0)
     }
 
+    /// None of it: for a forward pass alone.
+    pub fn nothing(program: &Program) -> Self {
+        Reach::from_node(program, program.nodes.len())
+    }
+
     /// Whether the value depends on the parameters: it has a tangent and an adjoint.
     pub fn moves(&self, value: ValueId) -> bool {
         self.moves[value]

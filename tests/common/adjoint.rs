@@ -6,7 +6,7 @@ use l2b::device::{
 
 use super::norm::NormBench;
 use super::ops::Setup;
-use super::{Operand, Random, assert_close, fetch, naive, reading, room, writing};
+use super::{Arranged, Operand, Random, assert_close, fetch, naive, reading, room, writing};
 
 fn dot(a: &[f64], b: &[f64]) -> f64 {
     naive::multiply(a, b).iter().sum()
@@ -57,7 +57,8 @@ impl<D: Device> Setup<'_, D> {
         let tbias = self.real(random, shape.k as usize);
         let dy = self.act(random, shape.y_len());
         let [x_lent, tx_lent, dy_lent] = [&x, &tx, &dy].map(|values| self.act_lent(values));
-        let [w_lent, tw_lent, tbias_lent] = [&w, &tw, &tbias].map(|values| self.real_lent(values));
+        let arranged = |values: &[f64]| Arranged::new(device, &shape, prepared, self.real_lent(values));
+        let (w_lent, tw_lent, tbias_lent) = (arranged(&w), arranged(&tw), self.real_lent(&tbias));
         let conv = Conv {
             shape: &shape,
             prepared,
@@ -80,8 +81,8 @@ impl<D: Device> Setup<'_, D> {
                 conv,
                 ty.mem(),
                 tangent,
-                w_lent.mem(),
-                tw_lent.mem(),
+                w_lent.filters(),
+                tw_lent.filters(),
                 tbias_mem,
                 Epilogue::none(),
             )
@@ -93,7 +94,7 @@ impl<D: Device> Setup<'_, D> {
                 d.mem(),
                 Write::Set,
                 dy_lent.mem(),
-                w_lent.mem(),
+                w_lent.filters(),
                 Epilogue::none(),
             )
             .expect("conv_backward_input");
@@ -111,7 +112,7 @@ impl<D: Device> Setup<'_, D> {
         let zeros = vec![0.0; shape.n as usize];
         let out = self.real_lent(&zeros);
         device
-            .conv_contract(conv, out.mem(), dy_lent.mem(), tw_lent.mem(), tbias_mem)
+            .conv_contract(conv, out.mem(), dy_lent.mem(), tw_lent.filters(), tbias_mem)
             .expect("conv_contract");
         let out = fetch::<D::Real, D>(device, &out);
         let ones = vec![1.0; out.len()];

@@ -3,7 +3,7 @@
 use l2b::device::{Conv, ConvShape, Device, Geometry, Tangent, Write};
 
 use super::ops::{Expected, Setup, rows};
-use super::{Random, assert_within, fetch, naive, reading, room, writing};
+use super::{Arranged, Random, assert_within, fetch, naive, reading, room, writing};
 
 impl<D: Device> Setup<'_, D> {
     /// Forward, tangent, both adjoints and contraction of one convolution.
@@ -35,7 +35,8 @@ impl<D: Device> Setup<'_, D> {
         let tw = self.real(random, shape.w_len());
         let bias = self.real(random, shape.k as usize);
         let lent = |values: &[f64]| reading::<D::Real, D>(device, values);
-        let (w_lent, tw_lent, bias_lent) = (lent(&w), lent(&tw), lent(&bias));
+        let arranged = |values: &[f64]| Arranged::new(device, &shape, prepared, lent(values));
+        let (w_lent, tw_lent, bias_lent) = (arranged(&w), arranged(&tw), lent(&bias));
         let (w, tw) = (operand(&w), operand(&tw));
         let abs = naive::magnitudes;
 
@@ -55,7 +56,7 @@ impl<D: Device> Setup<'_, D> {
                 |y, epilogue| {
                     let bias = bias.map(|_| bias_lent.mem());
                     device
-                        .conv_forward(conv, y.mem(), w_lent.mem(), bias, epilogue)
+                        .conv_forward(conv, y.mem(), w_lent.filters(), bias, epilogue)
                         .expect("conv_forward");
                 },
             );
@@ -93,7 +94,7 @@ impl<D: Device> Setup<'_, D> {
                         tx: with_tx.then(|| tx_lent.mem()),
                         slope: with_slope.then(|| slope_lent.mem()),
                     };
-                    let (w, tw, bias) = (w_lent.mem(), tw_lent.mem(), bias_lent.mem());
+                    let (w, tw, bias) = (w_lent.filters(), tw_lent.filters(), bias_lent.mem());
                     device
                         .conv_tangent(conv, ty.mem(), tangent, w, tw, Some(bias), epilogue)
                         .expect("conv_tangent");
@@ -127,7 +128,7 @@ impl<D: Device> Setup<'_, D> {
                     slack: self.slack(),
                 },
                 |d, epilogue| {
-                    let (dy, w) = (dy_lent.mem(), w_lent.mem());
+                    let (dy, w) = (dy_lent.mem(), w_lent.filters());
                     device
                         .conv_backward_input(conv, d.mem(), write, dy, w, epilogue)
                         .expect("conv_backward_input");
@@ -183,7 +184,7 @@ impl<D: Device> Setup<'_, D> {
             let out = lent(&before);
             let tbias = some_bias.map(|_| bias_lent.mem());
             device
-                .conv_contract(conv, out.mem(), dy_lent.mem(), tw_lent.mem(), tbias)
+                .conv_contract(conv, out.mem(), dy_lent.mem(), tw_lent.filters(), tbias)
                 .expect("contract");
             let ty = naive::conv(&shape, &value, &tw, some_bias.map(Vec::as_slice));
             let ty_size = naive::conv(

@@ -13,7 +13,7 @@ pub mod run;
 pub mod transfer;
 
 use bytemuck::Pod;
-use l2b::device::{ALIGN, Device, Element, Mem, Region};
+use l2b::device::{ALIGN, Arrangement, ConvShape, Device, Element, Filters, Mem, Prepared, Region};
 
 /// Fails unless every `got` lies within atol + rtol·|want| of `want`. Values that are not finite fail on either side.
 /// Names the tensor, the worst index, both values there and the ratio of error to tolerance.
@@ -127,6 +127,39 @@ pub fn raw<D: Device, P: Pod>(device: &D, values: &[P]) -> Operand<D> {
 pub fn reading<E: Element, D: Device>(device: &D, values: &[f64]) -> Operand<D> {
     let values: Vec<E> = values.iter().map(|&value| E::from_f64(value)).collect();
     raw(device, &values)
+}
+
+/// Filters `Real` `[K,R,S,C]`, arranged for every operation of a convolution.
+pub struct Arranged<D: Device> {
+    w: Operand<D>,
+    forward: Operand<D>,
+    backward: Operand<D>,
+}
+
+impl<D: Device> Arranged<D> {
+    pub fn new(device: &D, shape: &ConvShape, prepared: &Prepared<D::Algorithm>, w: Operand<D>) -> Self {
+        let arranged = Arranged {
+            w,
+            forward: room(device, prepared.arranged.forward),
+            backward: room(device, prepared.arranged.backward),
+        };
+        let filters = arranged.filters();
+        let of = Arrangement {
+            shape,
+            prepared,
+            filters,
+        };
+        device.arrange_filters(&[of]).expect("arrange_filters");
+        arranged
+    }
+
+    pub fn filters(&self) -> Filters<'_, D::Arena> {
+        Filters {
+            w: self.w.mem(),
+            forward: self.forward.mem(),
+            backward: Some(self.backward.mem()),
+        }
+    }
 }
 
 /// Room for `len` values of element type E.

@@ -140,6 +140,7 @@ impl<D: Device> Net<D> {
     pub fn forward(&self, images: &[f64]) -> Vec<f64> {
         let pass = self.pass();
         write_act(&self.device, pass.input(), images).unwrap();
+        pass.arrange().unwrap();
         pass.forward().unwrap();
         read::<D>(&self.device, pass.output()).unwrap()
     }
@@ -148,6 +149,7 @@ impl<D: Device> Net<D> {
     pub fn tangent(&self, v: &[f64]) -> Vec<f64> {
         self.write_flat(&self.v, v);
         let pass = self.pass();
+        pass.arrange_along(self.model.flat(&self.v)).unwrap();
         pass.tangent(self.model.flat(&self.v)).unwrap();
         read::<D>(&self.device, pass.output_tangent()).unwrap()
     }
@@ -182,6 +184,7 @@ impl<D: Device> Net<D> {
             v: self.model.flat(&self.v),
             scratch: self.model.flat(&self.gradient),
         };
+        pass.arrange_along(self.model.flat(&self.v)).unwrap();
         pass.backward(&sink).unwrap();
         read::<D>(&self.device, out).unwrap()
     }

@@ -59,6 +59,7 @@ fn product(rounding: Rounding, node: fn(ConvShape) -> Geometry, x: f32, w: f32) 
     let device = &Cpu::rounded(Some(1), rounding).expect("threads");
     let prepared = &device.prepare(&node(ONE)).expect("prepare");
     let [x, w] = [x, w].map(|value| raw(device, &[value]));
+    let w = Arranged::new(device, &ONE, prepared, w);
     let (y, saved) = (writing::<f32, _>(device, 1), room(device, prepared.saved_bytes));
     let scratch = room(device, prepared.scratch_bytes);
     let conv = Conv {
@@ -73,7 +74,7 @@ fn product(rounding: Rounding, node: fn(ConvShape) -> Geometry, x: f32, w: f32) 
         scratch: scratch.mem(),
     };
     device
-        .conv_forward(conv, y.mem(), w.mem(), None, Epilogue::none())
+        .conv_forward(conv, y.mem(), w.filters(), None, Epilogue::none())
         .expect("forward");
     fetch_raw::<_, f32>(device, &y)[0]
 }

@@ -7,7 +7,7 @@ use l2b::Result;
 use l2b::device::cuda::Cuda;
 use l2b::device::{AugmentShape, ConvShape, Device, Geometry, LossShape, PoolShape, Rows};
 
-fn conv(
+pub fn conv(
     n: i32,
     (h, w): (i32, i32),
     (c, k): (i32, i32),

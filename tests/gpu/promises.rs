@@ -7,8 +7,8 @@ use super::fixtures;
 use l2b::data::augment::Augment;
 use l2b::device::cuda::{Cuda, devices};
 use l2b::device::{
-    AugmentShape, Conv, ConvShape, Device, Epilogue, Geometry, LossShape, Mem, PoolShape, Rows, Source,
-    StepParams, Sums, Tangent, Write,
+    AugmentShape, Conv, ConvShape, Device, Epilogue, Filters, Geometry, LossShape, Mem, PoolShape, Rows,
+    Source, StepParams, Sums, Tangent, Write,
 };
 use l2b::engine::InnerProduct;
 
@@ -31,6 +31,15 @@ pub fn plain(x: &Operand<Cuda>) -> Source<'_, <Cuda as Device>::Arena> {
         x: x.mem(),
         affine: None,
         relu: false,
+    }
+}
+
+/// Filters of convolutions in f32, which read them as they are.
+pub fn learned(w: Mem<'_, Cuda>) -> Filters<'_, <Cuda as Device>::Arena> {
+    Filters {
+        w,
+        forward: w.slice(0, 0),
+        backward: Some(w.slice(0, 0)),
     }
 }
 
@@ -206,15 +215,15 @@ fn masks_agree_bit_for_bit() {
             saved: scratch.mem(),
             scratch: scratch.mem(),
         };
-        cuda.conv_forward(conv, out.mem(), identity.mem(), None, Epilogue::none())
+        cuda.conv_forward(conv, out.mem(), learned(identity.mem()), None, Epilogue::none())
             .expect("conv");
         assert_eq!(pattern(&out), open, "convolution");
         cuda.conv_tangent(
             conv,
             out.mem(),
             tangent,
-            identity.mem(),
-            nothing.mem(),
+            learned(identity.mem()),
+            learned(nothing.mem()),
             None,
             Epilogue::none(),
         )
@@ -314,6 +323,7 @@ fn operands_may_lie_at_any_address() {
                 saved: scratch.mem(),
                 scratch: scratch.mem(),
             };
+            let (w, tw) = (learned(w), learned(tw));
             let mut bits = Vec::new();
             cuda.conv_forward(conv, out_y, w, None, masked(mask, mask_affine))?;
             bits.push(fetch(out_y));

@@ -2,7 +2,7 @@
 
 use super::common::{Operand, Random, fetch_raw, raw, reading, room};
 use super::device::in_orders;
-use super::promises::{plain, step_params};
+use super::promises::{learned, plain, step_params};
 use l2b::Error;
 use l2b::device::cuda::Cuda;
 use l2b::device::{
@@ -103,7 +103,13 @@ impl<'a> Step<'a> {
         let sums = Sums::Moments {
             partials: partials.mem(),
         };
-        cuda.conv_forward(conv, y.mem(), w.mem(), None, Epilogue { mask: None, sums })?;
+        cuda.conv_forward(
+            conv,
+            y.mem(),
+            learned(w.mem()),
+            None,
+            Epilogue { mask: None, sums },
+        )?;
         let batch_norm = Norm {
             shape: rows,
             eps: 1e-5,

@@ -4,8 +4,8 @@ use super::Alone;
 use crate::Result;
 use crate::bench::case::{Form, Operation, Shape};
 use crate::device::{
-    Conv, ConvShape, Device, Epilogue, LossShape, Mem, Norm, Normalise, PoolShape, Region, Rows, Source,
-    Statistics, Sums, Tangent, Targets, Write,
+    Arrangement, Conv, ConvShape, Device, Epilogue, Filters, LossShape, Mem, Norm, Normalise, PoolShape,
+    Region, Rows, Source, Statistics, Sums, Tangent, Targets, Write,
 };
 
 impl<D: Device> Alone<'_, D> {
@@ -77,6 +77,38 @@ impl<D: Device> Alone<'_, D> {
         Epilogue { mask, sums }
     }
 
+    /// The filters w; what the case arranges, and all that the other operations read.
+    pub(super) fn filters(&self) -> Filters<'_, D::Arena> {
+        let backward = self.case.operation != Operation::ArrangeFilters || self.has(Form::BACKWARD);
+        Filters {
+            w: self.mem("w"),
+            forward: self.mem("forward"),
+            backward: backward.then(|| self.mem("backward")),
+        }
+    }
+
+    /// The filters tw.
+    pub(super) fn filters_along(&self) -> Filters<'_, D::Arena> {
+        Filters {
+            w: self.mem("tw"),
+            forward: self.mem("along"),
+            backward: None,
+        }
+    }
+
+    pub(super) fn arrange(&self, shape: &ConvShape, filters: &[Filters<D::Arena>]) -> Result<()> {
+        let prepared = self.prepared.as_ref().expect("a convolution is prepared");
+        let list: Vec<_> = filters
+            .iter()
+            .map(|&filters| Arrangement {
+                shape,
+                prepared,
+                filters,
+            })
+            .collect();
+        self.device.arrange_filters(&list)
+    }
+
     fn norm(&self, shape: Rows) -> Norm<'_, D::Arena> {
         Norm {
             shape,
@@ -125,9 +157,10 @@ impl<D: Device> Alone<'_, D> {
             saved: self.mem("saved"),
             scratch: self.mem("scratch"),
         };
-        let (y, w) = (self.mem("y"), self.mem("w"));
+        let (y, w, tw) = (self.mem("y"), self.filters(), self.filters_along());
         let bias = |name| self.has(Form::BIAS).then(|| self.mem(name));
         match self.case.operation {
+            Operation::ArrangeFilters => self.arrange(shape, &[w]),
             Operation::ConvForward => self.device.conv_forward(conv, y, w, bias("bias"), self.moments()),
             Operation::ConvTangent => {
                 let tx = if self.has(Form::TANGENT) {
@@ -138,7 +171,7 @@ impl<D: Device> Alone<'_, D> {
                         slope: None,
                     }
                 };
-                let (ty, tw) = (self.mem("ty"), self.mem("tw"));
+                let ty = self.mem("ty");
                 self.device
                     .conv_tangent(conv, ty, tx, w, tw, bias("bias"), self.guided("y"))
             }
@@ -148,7 +181,7 @@ impl<D: Device> Alone<'_, D> {
                     .conv_backward_input(conv, d, self.write(), y, w, self.guided("x"))
             }
             Operation::ConvContract => {
-                let (out, tw) = (self.mem("out"), self.mem("tw"));
+                let out = self.mem("out");
                 self.device.conv_contract(conv, out, y, tw, bias("bias"))
             }
             _ => self

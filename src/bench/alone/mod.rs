@@ -6,7 +6,7 @@ mod operands;
 use std::collections::BTreeMap;
 
 use super::case::{Case, Form, Operation, Shape};
-use crate::device::{ConvShape, Device, Element, Prepared, StepParams};
+use crate::device::{ConvShape, Device, Element, Geometry, Prepared, StepParams};
 use crate::{Error, Result};
 
 /// Memory of one operand.
@@ -28,11 +28,30 @@ pub struct Alone<'a, D: Device> {
 }
 
 impl<'a, D: Device> Alone<'a, D> {
+    /// Whether the device does anything in this case: where it multiplies the learned filters themselves, there is nothing
+    /// to arrange.
+    ///
+    /// # Errors
+    /// Those of the device: a shape it cannot do.
+    pub fn is_work(device: &D, case: &Case) -> Result<bool> {
+        match (case.operation, case.shape) {
+            (Operation::ArrangeFilters, Shape::Conv(shape)) => {
+                let prepared = device.prepare(&geometry(shape, case.form))?;
+                Ok(prepared.arranged.forward > 0)
+            }
+            _ => Ok(true),
+        }
+    }
+
     /// Allocates and fills the operands.
     ///
     /// # Errors
-    /// Those of the device: out of memory, a shape it cannot do.
+    /// Those of the device: out of memory, a shape it cannot do. `Device` too where there is nothing to do.
     pub fn new(device: &'a D, case: Case) -> Result<Self> {
+        if !Self::is_work(device, &case)? {
+            let detail = format!("{} multiplies the learned numbers themselves", device.name());
+            return Err(Error::device(case.name(), detail, "nothing was timed"));
+        }
         let mut alone = Alone {
             device,
             case,
@@ -42,7 +61,12 @@ impl<'a, D: Device> Alone<'a, D> {
         };
         alone.room("step", bytemuck::bytes_of(&STEP), false)?;
         match case.shape {
-            Shape::Conv(shape) => alone.conv_operands(&shape)?,
+            Shape::Conv(shape) => {
+                alone.conv_operands(&shape)?;
+                if case.operation != Operation::ArrangeFilters {
+                    alone.arrange(&shape, &[alone.filters(), alone.filters_along()])?;
+                }
+            }
             Shape::Rows(shape) => alone.rows_operands(shape)?,
             Shape::Samples(samples, shape) => alone.samples_operands(samples as usize, shape)?,
             Shape::Pool(shape) => alone.pool_operands(shape)?,
@@ -131,6 +155,15 @@ impl<'a, D: Device> Alone<'a, D> {
             }
         }
         Ok((sum, size))
+    }
+}
+
+/// What the device is asked to prepare for.
+fn geometry(shape: ConvShape, form: Form) -> Geometry {
+    if form.has(Form::LINEAR) {
+        Geometry::Linear(shape)
+    } else {
+        Geometry::Conv(shape)
     }
 }
 

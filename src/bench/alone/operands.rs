@@ -1,11 +1,9 @@
 //! What each kind of operation works on, by name.
 
-use super::{Alone, Room};
+use super::{Alone, Room, geometry};
 use crate::Result;
 use crate::bench::case::{Form, Operation};
-use crate::device::{
-    ALIGN, AugmentShape, ConvShape, Device, Element, Geometry, LossShape, PoolShape, Region, Rows,
-};
+use crate::device::{ALIGN, AugmentShape, ConvShape, Device, Element, LossShape, PoolShape, Region, Rows};
 use crate::random::{Purpose, Stream};
 
 /// Random values that are repeated to fill an operand: enough that no cache line is like the next.
@@ -89,17 +87,15 @@ impl<D: Device> Alone<'_, D> {
     }
 
     pub(super) fn conv_operands(&mut self, shape: &ConvShape) -> Result<()> {
-        let prepared = self.device.prepare(&if self.case.form.has(Form::LINEAR) {
-            Geometry::Linear(*shape)
-        } else {
-            Geometry::Conv(*shape)
-        })?;
+        let prepared = self.device.prepare(&geometry(*shape, self.case.form))?;
         self.prepared = Some(prepared);
         self.space("saved", prepared.saved_bytes)?;
         self.space("scratch", prepared.scratch_bytes)?;
         self.tensor("x", shape.x_len())?;
         self.tensor("y", shape.y_len())?;
-        self.real("w", shape.w_len(), Like::Values)?;
+        for name in ["w", "tw"] {
+            self.real(name, shape.w_len(), Like::Values)?;
+        }
         self.real("bias", shape.k as usize, Like::Values)?;
         self.affine("pending", shape.c as usize)?;
         let input = Rows {
@@ -110,7 +106,22 @@ impl<D: Device> Alone<'_, D> {
             rows: shape.y_rows() as i32,
             channels: shape.k,
         };
+        for (name, bytes) in [
+            ("forward", prepared.arranged.forward),
+            ("backward", prepared.arranged.backward),
+            ("along", prepared.arranged.forward),
+        ] {
+            self.room(name, &vec![0; bytes], true)?;
+        }
         match self.case.operation {
+            Operation::ArrangeFilters => {
+                self.output = if self.has(Form::BACKWARD) {
+                    "backward"
+                } else {
+                    "forward"
+                };
+                Ok(())
+            }
             Operation::ConvForward => {
                 self.output = "y";
                 self.norm_operands(output)
@@ -119,7 +130,6 @@ impl<D: Device> Alone<'_, D> {
                 self.output = "ty";
                 self.tensor("ty", shape.y_len())?;
                 self.tensor("tx", shape.x_len())?;
-                self.real("tw", shape.w_len(), Like::Values)?;
                 self.real("pending slope", 2 * shape.c as usize, Like::Values)?;
                 self.norm_operands(output)
             }
@@ -130,7 +140,6 @@ impl<D: Device> Alone<'_, D> {
             }
             Operation::ConvContract => {
                 self.output = "out";
-                self.real("tw", shape.w_len(), Like::Values)?;
                 self.real("out", shape.n as usize, Like::Values)
             }
             _ => {

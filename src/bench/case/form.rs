@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 /// What an operation does beside its core: how its input is read and its output is finished.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Form(u8);
+pub struct Form(u16);
 
 impl Form {
     /// Nothing.
@@ -26,8 +26,10 @@ impl Form {
     pub const SECOND: Form = Form(64);
     /// A convolution as a linear layer: all of it in the precision of parameters.
     pub const LINEAR: Form = Form(128);
+    /// Filters are wanted for the backward pass too.
+    pub const BACKWARD: Form = Form(256);
 
-    const NAMES: [(Form, &'static str); 8] = [
+    const NAMES: [(Form, &'static str); 9] = [
         (Form::PENDING, "pending"),
         (Form::TANGENT, "tangent"),
         (Form::BIAS, "bias"),
@@ -36,6 +38,7 @@ impl Form {
         (Form::SUMS, "sums"),
         (Form::SECOND, "second"),
         (Form::LINEAR, "linear"),
+        (Form::BACKWARD, "backward"),
     ];
 
     /// Both.

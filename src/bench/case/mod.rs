@@ -42,6 +42,7 @@ impl Case {
     /// bound by memory anyway.
     pub fn flops(&self) -> f64 {
         match (self.shape, self.operation) {
+            (_, Operation::ArrangeFilters) => 0.0,
             (Shape::Conv(s), Operation::ConvTangent) if self.form.has(Form::TANGENT) => 2.0 * s.flops(),
             (Shape::Conv(s), _) => s.flops(),
             _ => 0.0,
@@ -63,6 +64,7 @@ impl Case {
                 let x = s.x_len().min(s.y_rows() * s.taps() * s.c as usize) as f64 * act;
                 let (y, w) = (s.y_len() as f64 * act, s.w_len() as f64 * real);
                 match self.operation {
+                    Operation::ArrangeFilters => w + s.w_len() as f64 * act * (1.0 + has(Form::BACKWARD)),
                     Operation::ConvForward => x + w + y,
                     Operation::ConvTangent => x + has(Form::TANGENT) * (x + w) + w + y + has(Form::SUMS) * y,
                     Operation::ConvContract => x + y + w,
@@ -123,14 +125,14 @@ impl Case {
     }
 
     /// Its share of the E floor of a step: residual additions, masks and sums cost nothing beside the convolution that
-    /// carries them, and normalise + ReLU is a pass over memory of its own.
+    /// carries them, filters come as they are multiplied, and normalise + ReLU is a pass over memory of its own.
     pub fn e_floor(&self, sizes: Sizes, ceilings: Ceilings) -> f64 {
         let tensors = |count: f64| match self.shape {
             Shape::Rows(s) => count * (s.len() * sizes.act) as f64 / ceilings.bytes,
             _ => 0.0,
         };
         match self.operation {
-            Operation::JoinForward | Operation::JoinTangent => 0.0,
+            Operation::ArrangeFilters | Operation::JoinForward | Operation::JoinTangent => 0.0,
             Operation::NormForward => tensors(2.0),
             Operation::NormTangent => tensors(3.0),
             _ => self.bound(sizes, ceilings),
@@ -161,7 +163,11 @@ mod tests {
             let shape = Shape::parse(*operation, &numbers).unwrap();
             assert_eq!(shape.to_string(), numbers, "{name:?}");
         }
-        for form in ["plain", "pending+sums", "tangent+bias+add+mask+second+linear"] {
+        for form in [
+            "plain",
+            "pending+sums",
+            "tangent+bias+add+mask+second+linear+backward",
+        ] {
             assert_eq!(form.parse::<Form>().unwrap().to_string(), form);
         }
         assert!("pending,sums".parse::<Form>().unwrap_err().contains("linear"));

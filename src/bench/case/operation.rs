@@ -10,6 +10,7 @@ use super::form::Form;
 #[value(rename_all = "snake_case")]
 #[serde(rename_all = "snake_case")]
 pub enum Operation {
+    ArrangeFilters,
     ConvForward,
     ConvTangent,
     ConvBackwardInput,
@@ -55,6 +56,7 @@ impl Operation {
     /// Its name on the command line and in files.
     pub fn name(self) -> &'static str {
         match self {
+            Operation::ArrangeFilters => "arrange_filters",
             Operation::ConvForward => "conv_forward",
             Operation::ConvTangent => "conv_tangent",
             Operation::ConvBackwardInput => "conv_backward_input",
@@ -86,7 +88,8 @@ impl Operation {
 
     pub(super) fn kind(self) -> Kind {
         match self {
-            Operation::ConvForward
+            Operation::ArrangeFilters
+            | Operation::ConvForward
             | Operation::ConvTangent
             | Operation::ConvBackwardInput
             | Operation::ConvBackwardWeight
@@ -116,6 +119,7 @@ impl Operation {
     /// The form in which a network mostly asks for it.
     pub fn usual_form(self) -> Form {
         match self {
+            Operation::ArrangeFilters => Form::BACKWARD,
             Operation::ConvForward => Form::PENDING.and(Form::SUMS),
             Operation::ConvTangent => Form::PENDING.and(Form::TANGENT).and(Form::SUMS),
             Operation::ConvBackwardInput => Form::MASK.and(Form::SUMS),

@@ -6,8 +6,8 @@ use std::sync::Mutex;
 use crate::Result;
 use crate::bench::case::{Case, Form, Operation, Shape};
 use crate::device::{
-    AugmentShape, Conv, Device, Epilogue, Geometry, LossShape, Mem, Norm, Normalise, PoolShape, Prepared,
-    Rows, Source, Statistics, Sums, Tangent, Targets, Write,
+    Arranged, Arrangement, AugmentShape, Conv, Device, Epilogue, Filters, Geometry, LossShape, Mem, Norm,
+    Normalise, PoolShape, Prepared, Rows, Source, Statistics, Sums, Tangent, Targets, Write,
 };
 
 /// The list.
@@ -151,6 +151,7 @@ impl Device for Tracer {
         Ok(Prepared {
             saved_bytes: 0,
             scratch_bytes: 0,
+            arranged: Arranged::default(),
             algorithm: matches!(node, Geometry::Linear(_)),
         })
     }
@@ -163,11 +164,21 @@ impl Device for Tracer {
         0
     }
 
+    /// One call for many convolutions, written down as one each.
+    fn arrange_filters(&self, filters: &[Arrangement<Self>]) -> Result<()> {
+        filters.iter().try_for_each(|of| {
+            let form = Form::BACKWARD
+                .when(of.filters.backward.is_some())
+                .and(Form::LINEAR.when(of.prepared.algorithm));
+            self.push(Operation::ArrangeFilters, Shape::Conv(*of.shape), form)
+        })
+    }
+
     fn conv_forward(
         &self,
         conv: Conv<Self>,
         _y: Mem<Self>,
-        _w: Mem<Self>,
+        _w: Filters<()>,
         bias: Option<Mem<Self>>,
         epilogue: Epilogue<()>,
     ) -> Result<()> {
@@ -182,8 +193,8 @@ impl Device for Tracer {
         conv: Conv<Self>,
         _ty: Mem<Self>,
         tx: Tangent<()>,
-        _w: Mem<Self>,
-        _tw: Mem<Self>,
+        _w: Filters<()>,
+        _tw: Filters<()>,
         tbias: Option<Mem<Self>>,
         epilogue: Epilogue<()>,
     ) -> Result<()> {
@@ -200,7 +211,7 @@ impl Device for Tracer {
         _d: Mem<Self>,
         write: Write,
         _dy: Mem<Self>,
-        _w: Mem<Self>,
+        _w: Filters<()>,
         epilogue: Epilogue<()>,
     ) -> Result<()> {
         let form = add(write).and(finish(&epilogue));
@@ -226,7 +237,7 @@ impl Device for Tracer {
         conv: Conv<Self>,
         _out: Mem<Self>,
         _dy: Mem<Self>,
-        _tw: Mem<Self>,
+        _tw: Filters<()>,
         tbias: Option<Mem<Self>>,
     ) -> Result<()> {
         let form = read(&conv.x).and(Form::BIAS.when(tbias.is_some()));

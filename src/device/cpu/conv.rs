@@ -14,7 +14,7 @@ use std::ops::Range;
 
 use pulp::{Simd, WithSimd};
 
-use super::super::{Conv, ConvShape, Epilogue, Mem, Rows, Tangent, Write};
+use super::super::{Conv, ConvShape, Epilogue, Filters, Mem, Rows, Tangent, Write};
 use super::epilogue::Finish;
 use super::multiply::{Direction, Input, Piece, pack};
 use super::parallel::gemm_work;
@@ -56,7 +56,7 @@ pub(super) fn forward<T: Float>(
     cpu: &Cpu<T>,
     conv: Conv<Cpu<T>>,
     y: Mem<Cpu<T>>,
-    w: Mem<Cpu<T>>,
+    w: Filters<Arena>,
     bias: Option<Mem<Cpu<T>>>,
     epilogue: Epilogue<Arena>,
 ) -> Result<()> {
@@ -64,7 +64,7 @@ pub(super) fn forward<T: Float>(
     let mut lend = Lend::new("conv_forward");
     let y = lend.write::<T>("y", y, shape.y_len())?;
     let x = Values::lend(&mut lend, conv.x, x_rows(shape))?;
-    let w = lend.read::<T>("w", w, shape.w_len())?;
+    let w = lend.read::<T>("w", w.w, shape.w_len())?;
     let bias = bias
         .map(|bias| lend.read::<T>("bias", bias, shape.k as usize))
         .transpose()?;
@@ -96,8 +96,8 @@ pub(super) fn tangent<T: Float>(
     conv: Conv<Cpu<T>>,
     ty: Mem<Cpu<T>>,
     tx: Tangent<Arena>,
-    w: Mem<Cpu<T>>,
-    tw: Mem<Cpu<T>>,
+    w: Filters<Arena>,
+    tw: Filters<Arena>,
     tbias: Option<Mem<Cpu<T>>>,
     epilogue: Epilogue<Arena>,
 ) -> Result<()> {
@@ -106,8 +106,8 @@ pub(super) fn tangent<T: Float>(
     let ty = lend.write::<T>("ty", ty, shape.y_len())?;
     let x = Values::lend(&mut lend, conv.x, x_rows(shape))?;
     let tx = Slopes::lend(&mut lend, tx, x_rows(shape))?;
-    let w = lend.read::<T>("w", w, shape.w_len())?;
-    let tw = lend.read::<T>("tw", tw, shape.w_len())?;
+    let w = lend.read::<T>("w", w.w, shape.w_len())?;
+    let tw = lend.read::<T>("tw", tw.w, shape.w_len())?;
     let tbias = tbias
         .map(|tbias| lend.read::<T>("tbias", tbias, shape.k as usize))
         .transpose()?;
@@ -149,14 +149,14 @@ pub(super) fn backward_input<T: Float>(
     d: Mem<Cpu<T>>,
     write: Write,
     dy: Mem<Cpu<T>>,
-    w: Mem<Cpu<T>>,
+    w: Filters<Arena>,
     epilogue: Epilogue<Arena>,
 ) -> Result<()> {
     let (shape, (plan, rounding)) = (conv.shape, prepared(&conv)?);
     let mut lend = Lend::new("conv_backward_input");
     let d = lend.write::<T>("d", d, shape.x_len())?;
     let dy = lend.read::<T>("dy", dy, shape.y_len())?;
-    let w = lend.read::<T>("w", w, shape.w_len())?;
+    let w = lend.read::<T>("w", w.w, shape.w_len())?;
     let scratch = lend.scratch::<T>(conv.scratch, plan.scratch_len(shape))?;
     let finish = Finish::lend(&mut lend, epilogue, x_rows(shape), rounding)?;
     let (filter, scratch) =
@@ -184,7 +184,7 @@ pub(super) fn contract<T: Float>(
     conv: Conv<Cpu<T>>,
     out: Mem<Cpu<T>>,
     dy: Mem<Cpu<T>>,
-    tw: Mem<Cpu<T>>,
+    tw: Filters<Arena>,
     tbias: Option<Mem<Cpu<T>>>,
 ) -> Result<()> {
     let (shape, (plan, rounding)) = (conv.shape, prepared(&conv)?);
@@ -193,7 +193,7 @@ pub(super) fn contract<T: Float>(
     let out = lend.write::<T>("out", out, shape.n as usize)?;
     let dy = lend.read::<T>("dy", dy, shape.y_len())?;
     let x = Values::lend(&mut lend, conv.x, x_rows(shape))?;
-    let tw = lend.read::<T>("tw", tw, shape.w_len())?;
+    let tw = lend.read::<T>("tw", tw.w, shape.w_len())?;
     let tbias = tbias.map(|tbias| lend.read::<T>("tbias", tbias, k)).transpose()?;
     let scratch = lend.scratch::<T>(conv.scratch, plan.scratch_len(shape))?;
     let (filter, scratch) = scratch.split_at_mut(plan.filter_len(shape.taps() * shape.c as usize, k));
@@ -407,6 +407,11 @@ mod tests {
                 bytes: prepared.scratch_bytes,
             }
             .of(&scratch),
+        };
+        let w = Filters {
+            w,
+            forward: Region::default().of(&saved),
+            backward: None,
         };
         cpu.conv_forward(conv, y, w, None, Epilogue::none()).unwrap();
         cpu.conv_backward_input(conv, d, Write::Set, y, w, Epilogue::none())

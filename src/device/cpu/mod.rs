@@ -29,8 +29,8 @@ use std::marker::PhantomData;
 use pulp::Arch;
 
 use super::{
-    AugmentShape, Conv, Device, Epilogue, Geometry, LossShape, Mem, Norm, Normalise, PoolShape, Prepared,
-    Rows, Source, Statistics, Tangent, Targets, Write,
+    Arranged, Arrangement, AugmentShape, Conv, Device, Epilogue, Filters, Geometry, LossShape, Mem, Norm,
+    Normalise, PoolShape, Prepared, Rows, Source, Statistics, Tangent, Targets, Write,
 };
 use crate::Result;
 
@@ -187,6 +187,7 @@ impl<T: Float> Device for Cpu<T> {
         Ok(Prepared {
             saved_bytes: 0,
             scratch_bytes: scratch * size_of::<T>(),
+            arranged: Arranged::default(),
             algorithm,
         })
     }
@@ -199,11 +200,16 @@ impl<T: Float> Device for Cpu<T> {
         optim::norm_chunks(len) * size_of::<f64>()
     }
 
+    /// Nothing: each call packs filters for the vectors of its instruction set.
+    fn arrange_filters(&self, _filters: &[Arrangement<Self>]) -> Result<()> {
+        Ok(())
+    }
+
     fn conv_forward(
         &self,
         conv: Conv<Self>,
         y: Mem<Self>,
-        w: Mem<Self>,
+        w: Filters<Arena>,
         bias: Option<Mem<Self>>,
         epilogue: Epilogue<Arena>,
     ) -> Result<()> {
@@ -215,8 +221,8 @@ impl<T: Float> Device for Cpu<T> {
         conv: Conv<Self>,
         ty: Mem<Self>,
         tx: Tangent<Arena>,
-        w: Mem<Self>,
-        tw: Mem<Self>,
+        w: Filters<Arena>,
+        tw: Filters<Arena>,
         tbias: Option<Mem<Self>>,
         epilogue: Epilogue<Arena>,
     ) -> Result<()> {
@@ -229,7 +235,7 @@ impl<T: Float> Device for Cpu<T> {
         d: Mem<Self>,
         write: Write,
         dy: Mem<Self>,
-        w: Mem<Self>,
+        w: Filters<Arena>,
         epilogue: Epilogue<Arena>,
     ) -> Result<()> {
         conv::backward_input(self, conv, d, write, dy, w, epilogue)
@@ -251,7 +257,7 @@ impl<T: Float> Device for Cpu<T> {
         conv: Conv<Self>,
         out: Mem<Self>,
         dy: Mem<Self>,
-        tw: Mem<Self>,
+        tw: Filters<Arena>,
         tbias: Option<Mem<Self>>,
     ) -> Result<()> {
         conv::contract(self, conv, out, dy, tw, tbias)

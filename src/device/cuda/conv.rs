@@ -1,20 +1,20 @@
-//! Launches of kernels/conv.cu, conv_mma.cu, conv_halo.cu, conv_weight.cu, conv_weight_mma.cu, per_sample.cu and
-//! filters.cu. The kernels of one operation take the same arguments whatever they multiply; those on tensor cores want their
-//! filters prepared.
+//! Launches of kernels/conv.cu, conv_mma.cu, conv_halo.cu, conv_weight.cu, conv_weight_mma.cu and per_sample.cu. The
+//! kernels of one operation take the same arguments whatever they multiply; those on tensor cores want their filters arranged
+//! (`filters`).
 
-use super::format::{Operands, Storage};
+use super::format::Operands;
 use super::kernels::{Sm90Kernels, grid, launch, strided};
 use super::launcher::Launcher;
 use super::memory::{
-    Aligned, In, KernelSource, KernelTangent, NONE, epilogue, input, optional, output, scratch, source,
-    stored, stored_output, tangent, wide,
+    KernelSource, KernelTangent, NONE, epilogue, optional, output, scratch, source, stored, stored_output,
+    tangent, wide,
 };
 use super::norm::{self, TILE_ROWS};
 use super::tile::{HALO_FORWARD, HALO_TANGENT, Plan};
 use super::wgmma::{self, Product};
-use super::{Arena, Cuda, weight_wgmma};
-use crate::device::{ALIGN, Conv, ConvShape, Epilogue, Mem, Prepared, Rows, Sums, Tangent, Write};
-use crate::{Error, Result};
+use super::{Arena, Cuda, filters, weight_wgmma};
+use crate::Result;
+use crate::device::{Conv, ConvShape, Epilogue, Filters, Mem, Prepared, Rows, Sums, Tangent, Write};
 
 /// `multiprocessors` of a GPU that has the kernels of sm_90a.
 pub(super) fn prepare(
@@ -28,15 +28,10 @@ pub(super) fn prepare(
     let bias = norm::partials_len(y_rows(shape));
     let contract = shape.y_rows() * (shape.k as usize).div_ceil(32);
     let bytes = size_of::<f32>();
-    let filters = match operands {
-        Operands::F32 => 0,
-        Operands::Tf32 | Operands::Bf16 => (2 * rows_bytes(shape, operands))
-            .max(classes_bytes(shape, operands))
-            .next_multiple_of(ALIGN),
-    };
     Ok(Prepared {
         saved_bytes: 0,
-        scratch_bytes: (weight * bytes).max(bias * bytes).max(filters + contract * bytes),
+        scratch_bytes: weight.max(bias).max(contract) * bytes,
+        arranged: filters::bytes(shape, operands),
         algorithm: plan,
     })
 }
@@ -53,91 +48,6 @@ fn y_rows(shape: &ConvShape) -> Rows {
         rows: shape.y_rows() as i32,
         channels: shape.k,
     }
-}
-
-// ---- filters for tensor cores
-
-/// Bytes of a row of `depth` numbers in whole 16-byte chunks: twin of filter_pitch in kernels/conv_index.cuh.
-fn pitch_bytes(depth: usize, operands: Operands) -> usize {
-    (depth * operands.storage().bytes()).next_multiple_of(16)
-}
-
-/// Bytes of the filters as forward, tangent and contraction want them.
-fn rows_bytes(shape: &ConvShape, operands: Operands) -> usize {
-    shape.k as usize * pitch_bytes(shape.taps() * shape.c as usize, operands)
-}
-
-/// Bytes of the filters as backward-input wants them: those of every parity class. Twin of class_filters in
-/// kernels/conv_index.cuh.
-fn classes_bytes(shape: &ConvShape, operands: Operands) -> usize {
-    let taps = |class: i32, taps: i32| {
-        let first = (class + shape.pad) % shape.stride;
-        (taps - first)
-            .max(0)
-            .unsigned_abs()
-            .div_ceil(shape.stride.unsigned_abs()) as usize
-    };
-    let classes = (0..shape.stride).flat_map(|h| (0..shape.stride).map(move |w| (h, w)));
-    let pitch = |(h, w)| pitch_bytes(taps(h, shape.r) * taps(w, shape.s) * shape.k as usize, operands);
-    shape.c as usize * classes.map(pitch).sum::<usize>()
-}
-
-/// The kernel of a pair for operands on tensor cores.
-fn for_operands<T>(operands: Operands, [tf32, bf16]: &[T; 2]) -> &T {
-    match operands.storage() {
-        Storage::F32 => tf32,
-        Storage::Bf16 => bf16,
-    }
-}
-
-/// Memory for prepared filters at the start of a scratch.
-fn filter_space(space: Mem<Cuda>, bytes: usize) -> Result<super::memory::Out> {
-    let out = scratch::<u8>("scratch", space, bytes)?;
-    if !out.aligned() {
-        return Err(Error::Internal("a scratch that is not 16-byte aligned".into()));
-    }
-    Ok(out)
-}
-
-/// The filters w (and tw) as the kernels of the plan read them with the depth (r, s, c).
-fn filter_rows(cuda: &Launcher, conv: &Conv<Cuda>, w: In, tw: Option<In>) -> Result<(In, In)> {
-    let (shape, operands) = (conv.shape, conv.prepared.algorithm.operands);
-    if operands == Operands::F32 {
-        return Ok((w, tw.unwrap_or(NONE)));
-    }
-    let bytes = rows_bytes(shape, operands);
-    let count = 1 + u32::from(tw.is_some());
-    let out = filter_space(conv.scratch, count as usize * bytes)?;
-    let prepared = (out.read(), In(out.0 + bytes as u64));
-    let (tw, filters, depth) = (
-        tw.unwrap_or(NONE),
-        shape.k,
-        (shape.taps() * shape.c as usize) as i32,
-    );
-    let mut grid = strided(bytes / 16);
-    grid.grid_dim.1 = count;
-    let kernel = for_operands(operands, &cuda.kernels.filter_rows);
-    // SAFETY: types as in filters.cu; the scratch holds `count` prepared filters.
-    unsafe { launch!(cuda, kernel, grid, out, w, tw, filters, depth) }?;
-    Ok(prepared)
-}
-
-/// The filters w as backward-input reads them.
-fn filter_classes(cuda: &Launcher, conv: &Conv<Cuda>, w: In) -> Result<In> {
-    let (shape, operands) = (*conv.shape, conv.prepared.algorithm.operands);
-    if operands == Operands::F32 {
-        return Ok(w);
-    }
-    let bytes = classes_bytes(&shape, operands);
-    let out = filter_space(conv.scratch, bytes)?;
-    let prepared = out.read();
-    let classes = (shape.stride * shape.stride) as u32;
-    let mut grid = strided(bytes / 16 / classes as usize);
-    grid.grid_dim.1 = classes;
-    let kernel = for_operands(operands, &cuda.kernels.filter_classes);
-    // SAFETY: types as in filters.cu; the scratch holds the filters of all classes.
-    unsafe { launch!(cuda, kernel, grid, out, w, shape) }?;
-    Ok(prepared)
 }
 
 /// The kernels of sm_90a and the width of their slabs where they take a convolution: by plan, and if its operands allow
@@ -157,7 +67,7 @@ pub(super) fn forward(
     cuda: &Launcher,
     conv: Conv<Cuda>,
     y: Mem<Cuda>,
-    w: Mem<Cuda>,
+    w: Filters<Arena>,
     bias: Option<Mem<Cuda>>,
     end: Epilogue<Arena>,
 ) -> Result<()> {
@@ -165,10 +75,9 @@ pub(super) fn forward(
     let storage = plan.operands.storage();
     let out = stored_output(storage, "y", y, shape.y_len())?;
     let x = source(storage, "x", conv.x, x_rows(&shape))?;
-    let w = input::<f32>("w", w, shape.w_len())?;
+    let w = filters::forward("w", &conv, w)?;
     let bias = optional::<f32>("bias", bias, shape.k as usize)?;
     let end = epilogue(storage, &end, y_rows(&shape), &out, Write::Set)?;
-    let (w, _) = filter_rows(cuda, &conv, w, None)?;
     let vector = wide(storage, shape.c, &[&x, &w]) && (plan.operands == Operands::F32 || end.wide());
     if let Some((kernels, width)) = on_sm90(cuda, plan.forward_slabs, vector) {
         let products = [Product { x: x.x, filters: w }];
@@ -199,8 +108,8 @@ pub(super) fn forward_tangent(
     conv: Conv<Cuda>,
     ty: Mem<Cuda>,
     tx: Tangent<Arena>,
-    w: Mem<Cuda>,
-    tw: Mem<Cuda>,
+    w: Filters<Arena>,
+    tw: Filters<Arena>,
     tbias: Option<Mem<Cuda>>,
     end: Epilogue<Arena>,
 ) -> Result<()> {
@@ -209,11 +118,10 @@ pub(super) fn forward_tangent(
     let out = stored_output(storage, "ty", ty, shape.y_len())?;
     let x = source(storage, "x", conv.x, x_rows(&shape))?;
     let tx = tangent(storage, tx, x_rows(&shape))?;
-    let w = input::<f32>("w", w, shape.w_len())?;
-    let tw = input::<f32>("tw", tw, shape.w_len())?;
+    let w = filters::forward("w", &conv, w)?;
+    let tw = filters::forward("tw", &conv, tw)?;
     let tbias = optional::<f32>("tbias", tbias, shape.k as usize)?;
     let end = epilogue(storage, &end, y_rows(&shape), &out, Write::Set)?;
-    let (w, tw) = filter_rows(cuda, &conv, w, Some(tw))?;
     let vector =
         wide(storage, shape.c, &[&x, &tx, &w, &tw]) && (plan.operands == Operands::F32 || end.wide());
     if let Some((kernels, width)) = on_sm90(cuda, plan.forward_slabs, vector) {
@@ -247,21 +155,20 @@ pub(super) fn backward_input(
     d: Mem<Cuda>,
     write: Write,
     dy: Mem<Cuda>,
-    w: Mem<Cuda>,
+    w: Filters<Arena>,
     mut end: Epilogue<Arena>,
 ) -> Result<()> {
     let (shape, plan) = (*conv.shape, conv.prepared.algorithm);
     let storage = plan.operands.storage();
     let out = stored_output(storage, "d", d, shape.x_len())?;
     let dy = stored(storage, "dy", dy, shape.y_len())?;
-    let w = input::<f32>("w", w, shape.w_len())?;
+    let w = filters::backward("w", &conv, w)?;
     // Sums of parity classes without whole tiles take a pass of their own.
     let mut later = Sums::None;
     if !tiles_are_whole(&shape) {
         std::mem::swap(&mut later, &mut end.sums);
     }
     let end = epilogue(storage, &end, x_rows(&shape), &out, write)?;
-    let w = filter_classes(cuda, &conv, w)?;
     let vector = (shape.c as usize).is_multiple_of(storage.wide())
         && wide(storage, shape.k, &[&dy, &w])
         && (plan.operands == Operands::F32 || end.wide());
@@ -374,7 +281,7 @@ pub(super) fn contract(
     conv: Conv<Cuda>,
     out: Mem<Cuda>,
     dy: Mem<Cuda>,
-    tw: Mem<Cuda>,
+    tw: Filters<Arena>,
     tbias: Option<Mem<Cuda>>,
 ) -> Result<()> {
     let (shape, plan) = (*conv.shape, conv.prepared.algorithm);
@@ -382,19 +289,12 @@ pub(super) fn contract(
     let out = output::<f32>("out", out, shape.n as usize)?;
     let x = source(storage, "x", conv.x, x_rows(&shape))?;
     let dy = stored(storage, "dy", dy, shape.y_len())?;
-    let tw = input::<f32>("tw", tw, shape.w_len())?;
+    let tw = filters::forward("tw", &conv, tw)?;
     let tbias = optional::<f32>("tbias", tbias, shape.k as usize)?;
-    let (tw, _) = filter_rows(cuda, &conv, tw, None)?;
     let vector = wide(storage, shape.c, &[&x, &tw]);
     let (kernel, tile) = plan.pick(plan.forward, vector, &cuda.kernels.conv_contract);
     let tiles = (shape.k as usize).div_ceil(plan.columns(tile));
-    // Behind the prepared filters.
-    let used = match plan.operands {
-        Operands::F32 => 0,
-        Operands::Tf32 | Operands::Bf16 => rows_bytes(&shape, plan.operands).next_multiple_of(ALIGN),
-    };
-    let space = conv.scratch.slice(used, conv.scratch.bytes - used);
-    let partial = scratch::<f32>("scratch", space, tiles * shape.y_rows())?;
+    let partial = scratch::<f32>("scratch", conv.scratch, tiles * shape.y_rows())?;
     let tiled = plan.grid(tile, (shape.y_rows(), shape.k as usize), 1)?;
     // SAFETY: types as in per_sample.cu; lengths checked above, scratch for one value per filter tile and pixel.
     unsafe { launch!(cuda, kernel, tiled, partial, x, dy, tw, tbias, shape) }?;

@@ -118,8 +118,7 @@ kernels! {
         conv_tangent_halo_large_bf16 conv_tangent_halo_small_bf16;
 
     // Operands tf32, bf16.
-    filter_rows: filter_rows_tf32 filter_rows_bf16;
-    filter_classes: filter_classes_tf32 filter_classes_bf16;
+    arrange_filters: arrange_filters_tf32 arrange_filters_bf16;
 
     // Storage f32, bf16 x 16 bytes at a time, any operands: `Storage::pick_width`.
     channel_sums: channel_sums_wide channel_sums_odd channel_sums_wide_bf16 channel_sums_odd_bf16;

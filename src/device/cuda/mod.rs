@@ -14,7 +14,7 @@
 //! | `shapes` | geometry as kernels take it |
 //! | `tile` | which convolution kernel a shape gets |
 //! | `wgmma`, `weight_wgmma` | launches of the convolutions for sm_90a |
-//! | `conv`, `norm`, `rows`, `loss`, `optim` | one launch function per kernel: lengths, launch shape, arguments |
+//! | `filters`, `conv`, `norm`, `rows`, `loss`, `optim` | one launch function per kernel: lengths, launch shape, arguments |
 //! | `graph` | recording and replaying |
 //! | `timer`, `peak` | measuring: marks in the stream, the rate of the multiply-add units |
 //! | `transfer` | transfers that nobody waits for |
@@ -22,6 +22,7 @@
 
 mod conv;
 pub mod driver;
+mod filters;
 mod format;
 mod graph;
 mod kernels;
@@ -53,8 +54,8 @@ use std::marker::PhantomData;
 use half::bf16;
 
 use super::{
-    AugmentShape, Conv, Device, Epilogue, Geometry, LossShape, Mem, Norm, Normalise, PoolShape, Prepared,
-    Rows, Source, Statistics, Tangent, Targets, Write,
+    Arranged, Arrangement, AugmentShape, Conv, Device, Epilogue, Filters, Geometry, LossShape, Mem, Norm,
+    Normalise, PoolShape, Prepared, Rows, Source, Statistics, Tangent, Targets, Write,
 };
 use crate::Result;
 use kernels::limit;
@@ -202,6 +203,7 @@ impl<A: Activation> Device for Cuda<A> {
         Ok(Prepared {
             saved_bytes: 0,
             scratch_bytes: 0,
+            arranged: Arranged::default(),
             algorithm: Plan::NONE,
         })
     }
@@ -214,11 +216,15 @@ impl<A: Activation> Device for Cuda<A> {
         optim::norm_blocks(len) * size_of::<f32>()
     }
 
+    fn arrange_filters(&self, list: &[Arrangement<Self>]) -> Result<()> {
+        filters::arrange(&self.gpu, list)
+    }
+
     fn conv_forward(
         &self,
         conv: Conv<Self>,
         y: Mem<Self>,
-        w: Mem<Self>,
+        w: Filters<Arena>,
         bias: Option<Mem<Self>>,
         epilogue: Epilogue<Arena>,
     ) -> Result<()> {
@@ -230,8 +236,8 @@ impl<A: Activation> Device for Cuda<A> {
         conv: Conv<Self>,
         ty: Mem<Self>,
         tx: Tangent<Arena>,
-        w: Mem<Self>,
-        tw: Mem<Self>,
+        w: Filters<Arena>,
+        tw: Filters<Arena>,
         tbias: Option<Mem<Self>>,
         epilogue: Epilogue<Arena>,
     ) -> Result<()> {
@@ -244,7 +250,7 @@ impl<A: Activation> Device for Cuda<A> {
         d: Mem<Self>,
         write: Write,
         dy: Mem<Self>,
-        w: Mem<Self>,
+        w: Filters<Arena>,
         epilogue: Epilogue<Arena>,
     ) -> Result<()> {
         conv::backward_input(&self.gpu, untyped(conv), d, write, dy, w, epilogue)
@@ -266,7 +272,7 @@ impl<A: Activation> Device for Cuda<A> {
         conv: Conv<Self>,
         out: Mem<Self>,
         dy: Mem<Self>,
-        tw: Mem<Self>,
+        tw: Filters<Arena>,
         tbias: Option<Mem<Self>>,
     ) -> Result<()> {
         conv::contract(&self.gpu, untyped(conv), out, dy, tw, tbias)
