@@ -1,8 +1,10 @@
-//! What the meta pass may cost: how much of the network v = ∇f_val covers, and what that makes of a step.
+//! What the meta pass may cost: how much of the network v = ∇f_val covers, how many clean images it takes, and what that
+//! makes of a step.
 
 use std::fmt;
 use std::str::FromStr;
 
+use crate::data::meta_draw::MetaDraw;
 use crate::net::{Node, Program, Reach};
 use crate::{Error, Result};
 
@@ -21,9 +23,9 @@ pub enum MetaDepth {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum MetaBudget {
-    /// The gradient of the whole network
+    /// As many clean as train images, drawn uniformly; the gradient of the whole network
     Full,
-    /// The gradient of the last two stages and the head
+    /// A quarter as many, stratified by class; the gradient of the last two stages and the head
     Fast,
 }
 
@@ -33,6 +35,22 @@ impl MetaBudget {
         match self {
             MetaBudget::Full => MetaDepth::All,
             MetaBudget::Fast => MetaDepth::Stages(stages.min(2) as u32),
+        }
+    }
+
+    /// Clean images beside `batch` train images.
+    pub fn meta_batch(self, batch: u32) -> u32 {
+        match self {
+            MetaBudget::Full => batch,
+            MetaBudget::Fast => batch.div_ceil(4),
+        }
+    }
+
+    /// How they are drawn.
+    pub fn meta_draw(self) -> MetaDraw {
+        match self {
+            MetaBudget::Full => MetaDraw::Uniform,
+            MetaBudget::Fast => MetaDraw::Stratified,
         }
     }
 }

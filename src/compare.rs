@@ -8,9 +8,10 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use serde::Serialize;
 
-use crate::budget::MetaDepth;
+use crate::budget::{MetaBudget, MetaDepth};
 use crate::config::{Method, RunConfig};
 use crate::cost::{self, StepCost};
+use crate::data::meta_draw::MetaDraw;
 use crate::device::Device;
 use crate::device::choice::{DeviceChoice, Visitor, resolve, with_device};
 use crate::run_folder::{Summary, prepare, summary};
@@ -24,8 +25,10 @@ pub struct Plan {
     /// Everything but method, budget, noise and seed.
     pub base: RunConfig,
     pub methods: Vec<Method>,
-    /// Budgets of the methods with a meta pass, all pairs of these; empty: that of `base`.
+    /// Settings of the methods with a meta pass, every combination of these; empty: that of `base`.
+    pub meta_budgets: Vec<MetaBudget>,
     pub meta_batches: Vec<u32>,
+    pub meta_draws: Vec<MetaDraw>,
     pub meta_depths: Vec<MetaDepth>,
     /// Nominal rates.
     pub noise: Vec<f64>,
@@ -33,31 +36,61 @@ pub struct Plan {
     pub seeds: u32,
 }
 
-/// What is trained: a method, and where several budgets are compared one of them.
+/// What is trained: a method, and where several meta passes are compared one of them.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Variant {
     pub method: Method,
+    pub meta_budget: Option<MetaBudget>,
     pub meta_batch: Option<u32>,
+    pub meta_draw: Option<MetaDraw>,
     pub meta_depth: Option<MetaDepth>,
+}
+
+impl From<Method> for Variant {
+    fn from(method: Method) -> Self {
+        Variant {
+            method,
+            meta_budget: None,
+            meta_batch: None,
+            meta_draw: None,
+            meta_depth: None,
+        }
+    }
 }
 
 impl Variant {
     /// In words.
     pub fn name(&self) -> String {
-        let batch = self.meta_batch.map(|m| format!(", m = {m}"));
-        let depth = self.meta_depth.map(|depth| match depth {
-            MetaDepth::All => ", all".to_owned(),
-            MetaDepth::Stages(0) => ", head".to_owned(),
-            MetaDepth::Stages(count) => format!(", last {count}"),
+        let budget = self.meta_budget.map(|budget| match budget {
+            MetaBudget::Full => "full".to_owned(),
+            MetaBudget::Fast => "fast".to_owned(),
         });
-        let parts = [batch, depth].map(Option::unwrap_or_default);
-        format!("{}{}", self.method.name(), parts.concat())
+        let batch = self.meta_batch.map(|m| format!("m = {m}"));
+        let draw = self.meta_draw.map(|draw| match draw {
+            MetaDraw::Uniform => "uniform".to_owned(),
+            MetaDraw::Stratified => "stratified".to_owned(),
+        });
+        let depth = self.meta_depth.map(|depth| match depth {
+            MetaDepth::All => "all".to_owned(),
+            MetaDepth::Stages(0) => "head".to_owned(),
+            MetaDepth::Stages(count) => format!("last {count}"),
+        });
+        let method = Some(self.method.name().to_owned());
+        let parts = [method, budget, batch, draw, depth];
+        parts.into_iter().flatten().collect::<Vec<_>>().join(", ")
+    }
+
+    /// Whether it sets a meta pass apart from that of the base.
+    fn varies_meta_pass(&self) -> bool {
+        *self != Variant::from(self.method)
     }
 
     fn configure(&self, base: &RunConfig) -> RunConfig {
         RunConfig {
             method: self.method,
+            meta_budget: self.meta_budget.unwrap_or(base.meta_budget),
             meta_batch: self.meta_batch.or(base.meta_batch),
+            meta_draw: self.meta_draw.or(base.meta_draw),
             meta_depth: self.meta_depth.or(base.meta_depth),
             ..base.clone()
         }
@@ -151,34 +184,33 @@ pub struct Comparison {
 impl Plan {
     /// What is compared, method by method.
     pub fn variants(&self) -> Vec<Variant> {
-        fn each<T: Copy>(values: &[T]) -> Vec<Option<T>> {
+        /// Each variant with each of the values; as it is where there are none.
+        fn each<T: Copy>(variants: Vec<Variant>, values: &[T], set: fn(&mut Variant, T)) -> Vec<Variant> {
             if values.is_empty() {
-                vec![None]
-            } else {
-                values.iter().copied().map(Some).collect()
+                return variants;
             }
+            let with = |variant: Variant| {
+                values.iter().map(move |&value| {
+                    let mut variant = variant;
+                    set(&mut variant, value);
+                    variant
+                })
+            };
+            variants.into_iter().flat_map(with).collect()
         }
-        let mut variants = Vec::new();
-        for &method in &self.methods {
+        let of = |&method: &Method| {
+            let plain = vec![Variant::from(method)];
             if !method.objective().is_meta() {
-                variants.push(Variant {
-                    method,
-                    meta_batch: None,
-                    meta_depth: None,
-                });
-                continue;
+                return plain;
             }
-            for meta_batch in each(&self.meta_batches) {
-                for meta_depth in each(&self.meta_depths) {
-                    variants.push(Variant {
-                        method,
-                        meta_batch,
-                        meta_depth,
-                    });
-                }
-            }
-        }
-        variants
+            let variants = each(plain, &self.meta_budgets, |v, budget| {
+                v.meta_budget = Some(budget)
+            });
+            let variants = each(variants, &self.meta_batches, |v, m| v.meta_batch = Some(m));
+            let variants = each(variants, &self.meta_draws, |v, draw| v.meta_draw = Some(draw));
+            each(variants, &self.meta_depths, |v, depth| v.meta_depth = Some(depth))
+        };
+        self.methods.iter().flat_map(of).collect()
     }
 
     /// Configurations of all runs, by noise, then seed, then variant.
@@ -206,7 +238,7 @@ impl Plan {
     fn costs(&self, threads: Option<usize>) -> Result<Vec<Cost>> {
         let variants = self.variants().into_iter();
         variants
-            .filter(|v| v.meta_batch.is_some() || v.meta_depth.is_some())
+            .filter(Variant::varies_meta_pass)
             .map(|variant| {
                 let mut config = variant.configure(&self.base).resolve()?;
                 let task = prepare(&mut config)?;

@@ -10,6 +10,7 @@ use clap::{Args, Command, FromArgMatches};
 use serde::{Deserialize, Serialize};
 
 use crate::budget::{MetaBudget, MetaDepth};
+use crate::data::meta_draw::MetaDraw;
 use crate::data::noise::NoiseKind;
 use crate::device::Normalise;
 use crate::device::choice::{DeviceChoice, Precision};
@@ -142,13 +143,17 @@ pub struct RunConfig {
     #[arg(long, help_heading = "Method")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub warm_up: Option<u32>,
-    /// Cost of the meta pass by name: what --meta-depth is unless given
+    /// Cost of the meta pass by name: what --meta-batch, --meta-draw and --meta-depth are unless given
     #[arg(long, value_enum, default_value_t = MetaBudget::Full, help_heading = "Method")]
     pub meta_budget: MetaBudget,
-    /// Clean images per step [default: as --batch, or all there are]
+    /// Clean images per step [default: as --meta-budget says, or all there are]
     #[arg(long, help_heading = "Method")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub meta_batch: Option<u32>,
+    /// How they are drawn [default: as --meta-budget says]
+    #[arg(long, value_enum, help_heading = "Method")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub meta_draw: Option<MetaDraw>,
     /// Stages that the meta gradient covers with the head, from the last one on (0: the head alone), or all [default: as
     /// --meta-budget says]
     #[arg(long, value_name = "STAGES", help_heading = "Method")]
@@ -280,6 +285,7 @@ impl RunConfig {
         }
         let stages = self.blocks.len();
         self.meta_depth.get_or_insert(self.meta_budget.depth(stages));
+        self.meta_draw.get_or_insert(self.meta_budget.meta_draw());
         let last = self.epochs.saturating_sub(1);
         let warm_up = *self.warm_up.get_or_insert(DEFAULT_WARM_UP.min(last));
         self.check()?;
@@ -319,6 +325,11 @@ impl RunConfig {
     /// Depth of the meta gradient; set by [`RunConfig::resolve`].
     pub fn depth(&self) -> MetaDepth {
         self.meta_depth.unwrap_or_default()
+    }
+
+    /// How clean images are drawn; set by [`RunConfig::resolve`].
+    pub fn draw(&self) -> MetaDraw {
+        self.meta_draw.unwrap_or(MetaBudget::Full.meta_draw())
     }
 
     /// Epochs of plain cross-entropy; set by [`RunConfig::resolve`].

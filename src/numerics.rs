@@ -402,6 +402,7 @@ fn steps(config: &RunConfig, task: &Task, state: &State, count: u32) -> Result<V
         seed: config.seed,
         batch: config.batch,
         meta_batch: config.meta_batch.unwrap_or(0),
+        meta_draw: config.draw(),
         meta_from: 0,
         // A run at its end has no step left of its own: the epochs that would follow.
         epochs: config.epochs + count,

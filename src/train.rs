@@ -98,7 +98,8 @@ pub fn architecture(config: &RunConfig, task: &Task) -> Architecture {
 pub fn fit_to_task(config: &mut RunConfig, task: &Task) -> Result<()> {
     let most = task.meta.len();
     if config.method.needs_clean() {
-        config.meta_batch.get_or_insert(config.batch.min(most));
+        let usual = config.meta_budget.meta_batch(config.batch).min(most);
+        config.meta_batch.get_or_insert(usual);
     }
     for (what, batch, most, of) in [
         ("batch", Some(config.batch), task.train.len(), "train images"),
@@ -384,6 +385,7 @@ fn loader(config: &RunConfig, task: &Task, from: u32, kept: bool) -> Result<Load
         seed: config.seed,
         batch: config.batch,
         meta_batch: config.meta_batch.unwrap_or(0),
+        meta_draw: config.draw(),
         meta_from,
         epochs: config.epochs,
         images: !kept,

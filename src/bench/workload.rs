@@ -6,6 +6,7 @@ use std::time::Instant;
 use crate::arch::Architecture;
 use crate::budget::MetaDepth;
 use crate::data::loader::{Loader, LoaderConfig};
+use crate::data::meta_draw::MetaDraw;
 use crate::data::split::Subset;
 use crate::device::{AugmentShape, Device, Element, Mem, StepParams};
 use crate::engine::{Engine, EngineOptions, Images, InnerProduct, Slot};
@@ -196,6 +197,7 @@ pub fn batches(data: &Path, (n, m): (usize, usize), steps: u32) -> Result<(Loade
         seed: 0,
         batch: size(n),
         meta_batch: size(m),
+        meta_draw: MetaDraw::Uniform,
         meta_from: 0,
         epochs: steps.div_ceil(per_epoch) + 1,
         images: true,

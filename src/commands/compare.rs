@@ -9,9 +9,10 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::print;
 use crate::atomic::{self, NewFolder};
-use crate::budget::MetaDepth;
+use crate::budget::{MetaBudget, MetaDepth};
 use crate::compare::{Comparison, Plan, Variant};
 use crate::config::Method;
+use crate::data::meta_draw::MetaDraw;
 use crate::recipe::ConfigArgs;
 use crate::run_folder::{Summary, check_free, default_path};
 use crate::task::Task;
@@ -24,7 +25,9 @@ pub struct CompareArgs {
     methods: Vec<Method>,
     /// Empty: what the configuration has.
     noise: Vec<f64>,
+    meta_budgets: Vec<MetaBudget>,
     meta_batches: Vec<u32>,
+    meta_draws: Vec<MetaDraw>,
     meta_depths: Vec<MetaDepth>,
     seeds: u32,
 }
@@ -46,10 +49,20 @@ impl Args for CompareArgs {
                     .action(ArgAction::Append)
                     .help("Nominal noise rates, separated by commas")
             })
+            .mut_arg("meta_budget", |arg| {
+                arg.value_delimiter(',').action(ArgAction::Append).help(
+                    "Costs of the meta pass by name, separated by commas; of this and the next three every combination",
+                )
+            })
             .mut_arg("meta_batch", |arg| {
                 arg.value_delimiter(',')
                     .action(ArgAction::Append)
-                    .help("Clean images per step, separated by commas: every value with every depth")
+                    .help("Clean images per step, separated by commas")
+            })
+            .mut_arg("meta_draw", |arg| {
+                arg.value_delimiter(',')
+                    .action(ArgAction::Append)
+                    .help("How they are drawn, separated by commas")
             })
             .mut_arg("meta_depth", |arg| {
                 arg.value_delimiter(',').action(ArgAction::Append).help(
@@ -80,7 +93,9 @@ impl FromArgMatches for CompareArgs {
             config: ConfigArgs::from_arg_matches(matches)?,
             methods: distinct(methods),
             noise: listed(matches, "noise"),
+            meta_budgets: listed(matches, "meta_budget"),
             meta_batches: listed(matches, "meta_batch"),
+            meta_draws: listed(matches, "meta_draw"),
             meta_depths: listed(matches, "meta_depth"),
             seeds: matches.get_one("seeds").copied().unwrap_or(1),
         })
@@ -134,7 +149,9 @@ pub fn run(args: &CompareArgs, out: &mut impl Write) -> Result<()> {
     let plan = Plan {
         base,
         methods: args.methods.clone(),
+        meta_budgets: args.meta_budgets.clone(),
         meta_batches: args.meta_batches.clone(),
+        meta_draws: args.meta_draws.clone(),
         meta_depths: args.meta_depths.clone(),
         noise,
         seeds: args.seeds,

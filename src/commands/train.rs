@@ -10,6 +10,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::print;
 use crate::budget::{self, MetaDepth};
 use crate::config::RunConfig;
+use crate::data::meta_draw::MetaDraw;
 use crate::device::Device;
 use crate::device::choice::{Visitor, with_device};
 use crate::epoch_log::EpochRecord;
@@ -178,7 +179,11 @@ fn head<D: Device>(device: &D, config: &RunConfig, task: &Task, memory: Memory) 
     let budget = if config.method.objective().is_meta() {
         let m = config.meta_batch.unwrap_or(config.batch);
         format!(
-            "meta    {m} clean images a step, {}; {:.2} ordinary steps by operation count\n",
+            "meta    {m} clean images a step{}, {}; {:.2} ordinary steps by operation count\n",
+            match config.draw() {
+                MetaDraw::Uniform => "",
+                MetaDraw::Stratified => " stratified by class",
+            },
             match config.depth() {
                 MetaDepth::All => "gradient of the whole network".to_owned(),
                 MetaDepth::Stages(0) => "gradient of the head".to_owned(),

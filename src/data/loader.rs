@@ -1,11 +1,12 @@
 //! Batches in a seeded order, put together by a thread of its own a few steps ahead.
 //!
 //! Which samples a step sees is a pure function of (seed, step): the train stream walks through a new order each epoch
-//! and keeps the last, partial batch; the meta stream draws a fresh random subset each step (METHOD 2.1). A loader can
+//! and keeps the last, partial batch; the meta stream draws a fresh random subset each step ([`MetaDraw`]). A loader can
 //! therefore start at any step, and resuming needs nothing but the step's number.
 
+use super::meta_draw::MetaDraw;
 use super::split::Subset;
-use crate::random::{Purpose, Stream, shuffle};
+use crate::random::{Purpose, shuffle};
 use crate::{Error, Result};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread::JoinHandle;
@@ -69,8 +70,9 @@ pub struct LoaderConfig {
     pub seed: u64,
     /// Train images per step.
     pub batch: u32,
-    /// Clean images per step.
+    /// Clean images per step, and how they are drawn.
     pub meta_batch: u32,
+    pub meta_draw: MetaDraw,
     /// First epoch that gets clean images: the length of the warm-up, or `epochs` for methods that use none.
     pub meta_from: u32,
     pub epochs: u32,
@@ -81,14 +83,6 @@ pub struct LoaderConfig {
 /// Order of the train samples in an epoch: their ids, shuffled. A pure function of (seed, epoch, ids).
 pub fn epoch_order(seed: u64, epoch: u32, ids: &[u32]) -> Vec<u32> {
     let places = shuffle(seed, Purpose::Order, epoch, ids.len() as u32);
-    places.into_iter().map(|place| ids[place as usize]).collect()
-}
-
-/// Clean samples of a step: `m` different ids, all subsets equally likely. A pure function of (seed, step, ids).
-pub fn meta_draw(seed: u64, step: u32, ids: &[u32], m: u32) -> Vec<u32> {
-    let places = Stream::new(seed, Purpose::MetaDraw)
-        .time(step)
-        .choose(ids.len() as u32, m);
     places.into_iter().map(|place| ids[place as usize]).collect()
 }
 
@@ -205,7 +199,7 @@ fn produce(
         if epoch < config.meta_from {
             ready.meta = None;
         } else if result.is_ok() {
-            let ids = meta_draw(config.seed, step, meta.ids(), config.meta_batch);
+            let ids = config.meta_draw.ids(config.seed, step, meta, config.meta_batch);
             result = ready.meta.get_or_insert_default().fill(meta, &ids, config.images);
         }
         let failed = result.is_err();

@@ -8,6 +8,7 @@ pub mod idx;
 pub mod labels;
 pub mod loader;
 pub mod manifest;
+pub mod meta_draw;
 pub mod noise;
 pub mod pack;
 pub mod source;

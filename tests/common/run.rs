@@ -132,6 +132,7 @@ pub fn directly<D: Device>(device: D, config: &RunConfig, steps: u32) -> Learned
         seed: config.seed,
         batch: config.batch,
         meta_batch: config.meta_batch.unwrap_or(0),
+        meta_draw: config.draw(),
         meta_from: if clean {
             config.warm_up_epochs()
         } else {

@@ -3,7 +3,8 @@
 use crate::common::*;
 use l2b::data::dataset::Dataset;
 use l2b::data::labels::Overlay;
-use l2b::data::loader::{Batch, Loader, LoaderConfig, Step, epoch_order, in_order, meta_draw};
+use l2b::data::loader::{Batch, Loader, LoaderConfig, Step, epoch_order, in_order};
+use l2b::data::meta_draw::MetaDraw;
 use l2b::data::source::Access;
 use l2b::data::split::{Subset, train_and_meta};
 use std::collections::BTreeSet;
@@ -14,6 +15,7 @@ const CONFIG: LoaderConfig = LoaderConfig {
     seed: 5,
     batch: 2,
     meta_batch: 2,
+    meta_draw: MetaDraw::Uniform,
     meta_from: 1,
     epochs: 3,
     images: true,
@@ -80,7 +82,7 @@ fn epochs_cover_train_once_and_meta_is_a_fresh_subset() {
                 None => assert_eq!(epoch, 0),
                 Some(batch) => {
                     assert!(epoch >= 1);
-                    assert_eq!(batch.ids, meta_draw(5, step.step, meta.ids(), 2));
+                    assert_eq!(batch.ids, MetaDraw::Uniform.ids(5, step.step, &meta, 2));
                     check_batch(batch, &meta, &images);
                 }
             }
@@ -112,19 +114,6 @@ fn any_step_can_be_the_first_and_recycling_changes_nothing() {
         .collect();
     assert_eq!(in_one, [vec![0, 2, 4], vec![5, 6]]);
     assert_error(in_order(&train, 0, true).map(|_| ()), 2, &["batch"]);
-}
-
-#[test]
-fn meta_draws_are_uniform_subsets() {
-    let ids: Vec<u32> = (10..16).collect();
-    let mut counts = [0; 6];
-    for step in 0..3000 {
-        let draw = meta_draw(1, step, &ids, 2);
-        assert_eq!(draw.iter().collect::<BTreeSet<_>>().len(), 2);
-        draw.iter().for_each(|&id| counts[id as usize - 10] += 1);
-    }
-    // Mean 1000, σ = √(3000·⅓·⅔) = 25.8; 5σ.
-    assert!(counts.iter().all(|c| (871..=1129).contains(c)), "{counts:?}");
 }
 
 #[test]

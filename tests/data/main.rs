@@ -5,5 +5,6 @@ mod common;
 mod hostile_files;
 mod hostile_shards;
 mod loading;
+mod meta_draw;
 mod overlay;
 mod round_trip;
