@@ -25,7 +25,7 @@ pub enum MetaDepth {
 pub enum MetaBudget {
     /// As many clean as train images, drawn uniformly; the gradient of the whole network
     Full,
-    /// A quarter as many, stratified by class; the gradient of the last two stages and the head
+    /// Three eighths as many, stratified by class; the gradient of the last two stages and the head
     Fast,
 }
 
@@ -42,7 +42,7 @@ impl MetaBudget {
     pub fn meta_batch(self, batch: u32) -> u32 {
         match self {
             MetaBudget::Full => batch,
-            MetaBudget::Fast => batch.div_ceil(4),
+            MetaBudget::Fast => (u64::from(batch) * 3).div_ceil(8) as u32,
         }
     }
 
@@ -205,6 +205,21 @@ mod tests {
             assert!((got - want).abs() < 0.03, "m = {m}, depth {depth}: {got}");
         }
         assert!(of(512, MetaDepth::Stages(4)) < of(512, MetaDepth::All));
+    }
+
+    #[test]
+    fn budgets_cost_what_they_promise() {
+        let program = resnet18();
+        let cost = |budget: MetaBudget| {
+            let reach = budget.depth(4).reach(&program).unwrap();
+            operations(&program, 512, budget.meta_batch(512) as usize, &reach)
+        };
+        assert!((cost(MetaBudget::Full) - 2.667).abs() < 0.01);
+        assert!(cost(MetaBudget::Fast) < 1.6);
+        assert_eq!(
+            [1, 8, 20, 512].map(|n| MetaBudget::Fast.meta_batch(n)),
+            [1, 3, 8, 192]
+        );
     }
 
     #[test]

@@ -431,4 +431,30 @@ mod tests {
         assert_eq!(spread.std, Some(7f64.sqrt()));
         assert_eq!(Spread::of(&[4.0]).std, None);
     }
+
+    #[test]
+    fn every_combination_of_meta_passes_and_no_other_method_twice() {
+        let plan = Plan {
+            base: RunConfig::default(),
+            methods: vec![Method::Ce, Method::L2b],
+            meta_budgets: vec![MetaBudget::Full, MetaBudget::Fast],
+            meta_batches: Vec::new(),
+            meta_draws: vec![MetaDraw::Uniform, MetaDraw::Stratified],
+            meta_depths: vec![MetaDepth::Stages(1)],
+            noise: vec![0.4],
+            seeds: 1,
+        };
+        let names: Vec<_> = plan.variants().iter().map(Variant::name).collect();
+        let want = [
+            "ce",
+            "l2b, full, uniform, last 1",
+            "l2b, full, stratified, last 1",
+            "l2b, fast, uniform, last 1",
+            "l2b, fast, stratified, last 1",
+        ];
+        assert_eq!(names, want);
+        let runs = plan.runs().unwrap();
+        let draws: Vec<_> = runs[1..].iter().map(|(_, config)| config.draw()).collect();
+        assert_eq!(draws, [MetaDraw::Uniform, MetaDraw::Stratified].repeat(2));
+    }
 }

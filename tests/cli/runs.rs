@@ -410,33 +410,18 @@ fn compare_tabulates_budgets_with_their_cost() {
 fn budgets_have_names() {
     let bench = Bench::new();
     let fast = bench.train("fast", &["--meta-budget", "fast"]);
-    let numbers = [
-        "--meta-batch",
-        "8",
-        "--meta-draw",
-        "stratified",
-        "--meta-depth",
-        "2",
-    ];
+    let split = |options: &'static str| options.split(' ').collect::<Vec<_>>();
+    let numbers = split("--meta-batch 12 --meta-draw stratified --meta-depth 2");
     let numbers = bench.train("numbers", &numbers);
     assert_eq!(hash(&fast), hash(&numbers));
-    let full = [
-        "--meta-budget",
-        "fast",
-        "--meta-batch",
-        "32",
-        "--meta-draw",
-        "uniform",
-        "--meta-depth",
-        "all",
-    ];
+    let full = split("--meta-budget fast --meta-batch 32 --meta-draw uniform --meta-depth all");
     let full = bench.train("full", &full);
     assert_eq!(hash(&full), hash(&bench.train("default", &[])));
     assert_ne!(hash(&full), hash(&fast));
     let config = fs::read_to_string(bench.path("fast/config.toml")).unwrap();
     for line in [
         "meta_budget = \"fast\"",
-        "meta_batch = 8",
+        "meta_batch = 12",
         "meta_draw = \"stratified\"",
         "meta_depth = 2",
     ] {
