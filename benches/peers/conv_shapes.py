@@ -5,9 +5,9 @@
 
 Every distinct convolution of ResNet-18 in channels_last: forward, gradient of the input, gradient of the weight, and
 the tangent conv(tx, W) + conv(x, V) both as two convolutions and as one with twice the input channels (the copy into
-the joined input not counted), the faster of which counts. TFLOP/s count multiply-adds as two, the tangent as twice
-the forward. Ours are taken from a record: where it has several forms of an operation, the `plain` one, else the one
-called most often, which does more (batch norm and ReLU on load, sums): its name is printed.
+the joined input not counted), the faster of which counts. TFLOP/s count multiply-adds inside the image as two, the
+tangent as twice the forward. Ours are taken from a record: where it has several forms of an operation, the `plain`
+one, else the one called most often, which does more (batch norm and ReLU on load, sums): its name is printed.
 """
 
 from __future__ import annotations
@@ -102,8 +102,11 @@ def time_call(call: Callable[[], Any], device: torch.device, windows: int, windo
 
 def flops(shape: Shape, quantity: str) -> float:
     n, h, w, c, k, r, stride, pad = shape
-    p, q = ((side + 2 * pad - r) // stride + 1 for side in (h, w))
-    return 2.0 * n * p * q * k * c * r * r * (2 if quantity == "tangent" else 1)
+    # Along each side: pairs of output and tap that meet a pixel of the image, not its padding.
+    rows, columns = (sum(0 <= at * stride + tap - pad < side
+                         for at in range((side + 2 * pad - r) // stride + 1) for tap in range(r))
+                     for side in (h, w))
+    return 2.0 * n * rows * columns * k * c * (2 if quantity == "tangent" else 1)
 
 
 def ours_of(record: dict[str, Any], shape: Shape, quantity: str) -> tuple[float, str] | None:
