@@ -15,7 +15,7 @@ __device__ __forceinline__ void conv_forward_halo(unsigned char* memory, T* y, c
 }
 
 // y[n,p,q,k] = sum over r, s, c of x[n, p - 1 + r, q - 1 + s, c] · w[k,r,s,c] + bias[k], then the epilogue
-// y [N,P,Q,K]; x [N,H,W,C] a source; w [K][9C] by filter_rows; bias [K] or null; epilogue over y
+// y [N,P,Q,K]; x [N,H,W,C] a source; w [K][9C] in rows by filters.cu; bias [K] or null; epilogue over y
 // grid: ceil(NPQ/128)·ceil(K/BN) blocks of the tile's threads, HaloMemory::BYTES of dynamic shared memory; a warp owns 64 pixels x 32 filters
 // NPQ, 9C < 2^31 - 256; W a power of two from 4, 128/W rows a multiple of H or a divisor, at most 208 pixels in a halo; C, K in
 //   whole chunks, x, its affine and w 16-byte aligned, epilogue.wide
@@ -53,7 +53,7 @@ __device__ __forceinline__ void conv_tangent_halo(unsigned char* memory, T* ty, 
 }
 
 // ty = conv(tangent of x, w) + conv(x, tw) + tbias, then the epilogue; x and tx are read and evaluated together
-// ty [N,P,Q,K]; x, tx [N,H,W,C] a source and its tangent; w, tw [K][9C] by filter_rows; tbias [K] or null; epilogue over ty
+// ty [N,P,Q,K]; x, tx [N,H,W,C] a source and its tangent; w, tw [K][9C] in rows by filters.cu; tbias [K] or null; epilogue over ty
 // grid, shared memory and limits as for forward; tx and its slope as x
 #define CONV_TANGENT_HALO_ARGS(T)                                                       \
   T *ty, Source<T> x, Tangent<T> tx, const T *__restrict__ w, const T *__restrict__ tw, \

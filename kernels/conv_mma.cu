@@ -19,7 +19,7 @@ __device__ __forceinline__ void conv_forward_mma(unsigned char* memory, T* y, co
 }
 
 // y[n,p,q,k] = sum over r, s, c of x[n, p·stride - pad + r, q·stride - pad + s, c] · w[k,r,s,c] + bias[k], then the epilogue
-// y [N,P,Q,K]; x [N,H,W,C] a source; w [K][pitch] by filter_rows; bias [K] or null; epilogue over y
+// y [N,P,Q,K]; x [N,H,W,C] a source; w [K][pitch] in rows by filters.cu; bias [K] or null; epilogue over y
 // grid: ceil(NPQ/128)·ceil(K/BN) blocks of the tile's threads, MEMORY bytes of dynamic shared memory; a warp owns 64 pixels x 32 filters
 // NPQ, NHW, RSC < 2^31 - 256; w 16-byte aligned; _large and _small: C in whole chunks, x and its affine aligned, epilogue.wide
 #define CONV_FORWARD_MMA_ARGS(T) \
@@ -74,7 +74,7 @@ __device__ __forceinline__ void conv_tangent_mma(unsigned char* memory, T* ty, c
 }
 
 // ty = conv(tangent of x, w) + conv(x, tw) + tbias, then the epilogue: one accumulation over twice the depth
-// ty [N,P,Q,K]; x, tx [N,H,W,C] a source and its tangent; w, tw [K][pitch] by filter_rows; tbias [K] or null; epilogue over ty
+// ty [N,P,Q,K]; x, tx [N,H,W,C] a source and its tangent; w, tw [K][pitch] in rows by filters.cu; tbias [K] or null; epilogue over ty
 // grid, shared memory and limits as for forward; tx and its slope as x
 #define CONV_TANGENT_MMA_ARGS(T)                                                                       \
   T *ty, Source<T> x, Tangent<T> tx, const T *__restrict__ w, const T *__restrict__ tw, \
@@ -126,7 +126,7 @@ __device__ __forceinline__ void conv_backward_input_mma(unsigned char* memory, T
 }
 
 // dx[n,h,w,c] (+)= sum over k and the taps with p·stride - pad + r = h, q·stride - pad + s = w of dy[n,p,q,k] · w[k,r,s,c], then the epilogue
-// dx [N,H,W,C]; dy [N,P,Q,K]; w [stride²][C][pitch] by filter_classes; epilogue over dx
+// dx [N,H,W,C]; dy [N,P,Q,K]; w [stride²][C][pitch] in classes by filters.cu; epilogue over dx
 // grid: (ceil(N·ceil(H/stride)·ceil(W/stride)/128)·ceil(C/BN), stride²) blocks of the tile's threads, shared memory as for
 //   forward; blockIdx.y is the parity class
 // NPQ, NHW, RSK < 2^31 - 256; w 16-byte aligned; _large and _small: K in whole chunks, dy aligned, epilogue.wide

@@ -82,7 +82,7 @@ __device__ __forceinline__ void conv_contract_mma(unsigned char* memory, float* 
 }
 
 // partial[t][m] = sum over filter tile t of dy[m,k] · (conv(x, tw)[m,k] + tbias[k])
-// partial [ceil(K/BN)][N·P·Q]; x [N,H,W,C] a source; dy [N,P,Q,K]; tw [K][pitch] by filter_rows; tbias [K] or null
+// partial [ceil(K/BN)][N·P·Q]; x [N,H,W,C] a source; dy [N,P,Q,K]; tw [K][pitch] in rows by filters.cu; tbias [K] or null
 // grid: ceil(NPQ/128)·ceil(K/BN) blocks of the tile's threads, MEMORY bytes of dynamic shared memory; a block owns 128 pixels x BN filters
 // NPQ, NHW, RSC < 2^31 - 256; tw 16-byte aligned; _large and _small: C in whole chunks, x and its affine 16-byte aligned
 #define CONV_CONTRACT_MMA_ARGS(T)                                                                        \
