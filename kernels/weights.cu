@@ -2,7 +2,7 @@
 #include "shapes.cuh"
 #include "common.cuh"
 
-// Twin of Normalise in src/device/mod.rs, in its order.
+// Twin of Normalise in src/device/operands.rs, in its order.
 enum Normalise {
   NORMALISE_RECTIFY,
   NORMALISE_SOFTMAX,

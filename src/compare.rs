@@ -6,6 +6,7 @@ mod text;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use clap::ValueEnum;
 use serde::Serialize;
 
 use crate::budget::{MetaBudget, MetaDepth};
@@ -61,15 +62,12 @@ impl From<Method> for Variant {
 impl Variant {
     /// In words.
     pub fn name(&self) -> String {
-        let budget = self.meta_budget.map(|budget| match budget {
-            MetaBudget::Full => "full".to_owned(),
-            MetaBudget::Fast => "fast".to_owned(),
-        });
+        fn word<T: ValueEnum>(value: T) -> Option<String> {
+            Some(value.to_possible_value()?.get_name().to_owned())
+        }
+        let budget = self.meta_budget.and_then(word);
         let batch = self.meta_batch.map(|m| format!("m = {m}"));
-        let draw = self.meta_draw.map(|draw| match draw {
-            MetaDraw::Uniform => "uniform".to_owned(),
-            MetaDraw::Stratified => "stratified".to_owned(),
-        });
+        let draw = self.meta_draw.and_then(word);
         let depth = self.meta_depth.map(|depth| match depth {
             MetaDepth::All => "all".to_owned(),
             MetaDepth::Stages(0) => "head".to_owned(),
