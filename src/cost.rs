@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
+use crate::bench::measure::Quantiles;
 use crate::config::RunConfig;
 use crate::device::choice::{Visitor, with_device};
 use crate::device::{Device, StepParams};
@@ -106,26 +107,21 @@ impl Visitor for Measurement<'_> {
             ordinary.push(timed(Objective::CrossEntropy)?);
             meta.push(timed(objective)?);
         }
-        let mut ratios: Vec<f64> = meta.iter().zip(&ordinary).map(|(m, o)| m / o).collect();
+        let ratios: Vec<f64> = meta.iter().zip(&ordinary).map(|(m, o)| m / o).collect();
         if ratios.iter().any(|r| !r.is_finite()) {
             return Err(Error::Internal("the clock did not move during a step".into()));
         }
+        let ratio = Quantiles::of(&ratios);
         Ok(StepCost {
             train_batch: n,
             meta_batch: m,
             operations,
-            ratio: quantile(&mut ratios, 0.5),
-            ratio_p10: quantile(&mut ratios, 0.1),
-            ratio_p90: quantile(&mut ratios, 0.9),
-            windows: ordinary.len(),
-            ordinary_seconds: quantile(&mut ordinary, 0.5),
-            meta_seconds: quantile(&mut meta, 0.5),
+            ratio: ratio.median,
+            ratio_p10: ratio.p10,
+            ratio_p90: ratio.p90,
+            windows: ratio.windows,
+            ordinary_seconds: Quantiles::of(&ordinary).median,
+            meta_seconds: Quantiles::of(&meta).median,
         })
     }
-}
-
-/// The value below which a share q of the others lies; sorts.
-fn quantile(values: &mut [f64], q: f64) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[((values.len() - 1) as f64 * q).round() as usize]
 }

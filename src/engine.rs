@@ -4,7 +4,7 @@
 //! (`step.rs`) allocates nothing, uploads nothing and waits for nothing, so that it is recorded once and replayed
 //! (`recordings.rs`). [`Engine::submit`] and [`Engine::collect`] do all of that without waiting in between.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::budget::MetaDepth;
 use crate::device::{Device, Layout, LossShape, Mem, Normalise, Region, Statistics, StepParams, Targets};
@@ -128,8 +128,12 @@ impl Entries {
     }
 }
 
+fn distinct(sizes: &[usize]) -> BTreeSet<usize> {
+    sizes.iter().copied().collect()
+}
+
 /// Device memory that an engine for batches of these sizes will hold, its model included: what [`Engine::bytes`] says
-/// once it exists.
+/// once it exists. A size given twice counts once.
 pub fn required_bytes<D: Device>(
     device: &D,
     program: &Program,
@@ -141,7 +145,7 @@ pub fn required_bytes<D: Device>(
     let (_, running) = program.running_layout(real);
     let mut arena = 0;
     let mut entries = 0;
-    for &size in sizes {
+    for size in distinct(sizes) {
         arena = arena.max(Plan::new(program, device, size, reuse)?.bytes);
         entries += Entries::layout(size, real).1;
     }
@@ -202,7 +206,7 @@ pub struct Engine<D: Device> {
 }
 
 impl<D: Device> Engine<D> {
-    /// Plans and allocates for batches of the given sizes.
+    /// Plans and allocates for batches of the given sizes; one given twice is planned once.
     pub fn new(
         device: D,
         model: Model<D>,
@@ -233,7 +237,7 @@ impl<D: Device> Engine<D> {
         };
         let mut batches = BTreeMap::new();
         let mut arena_bytes = 0;
-        for &size in sizes {
+        for size in distinct(sizes) {
             let plan = Plan::new(program, &device, size, reuse)?;
             arena_bytes = arena_bytes.max(plan.bytes);
             let (entries, entry_bytes) = Entries::layout(size, real);

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
 
-use super::measure::Spread;
+use super::measure::Quantiles;
 use super::record::Record;
 use crate::{Error, Result};
 
@@ -28,14 +28,14 @@ pub enum Verdict {
 
 /// A figure of one record.
 struct Figure {
-    spread: Spread,
+    spread: Quantiles,
     /// Whether less is better.
     time: bool,
 }
 
 fn figures(record: &Record) -> Vec<(String, Figure)> {
     let mut all = Vec::new();
-    let mut put = |name: String, spread: Spread, time: bool| all.push((name, Figure { spread, time }));
+    let mut put = |name: String, spread: Quantiles, time: bool| all.push((name, Figure { spread, time }));
     put("ceiling: multiply-adds".into(), record.ceilings.matrix, false);
     put("ceiling: copy".into(), record.ceilings.copy, false);
     for row in &record.operations {

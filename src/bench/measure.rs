@@ -1,4 +1,4 @@
-//! Windows of device time, and their spread.
+//! Windows of device time, and their quantiles.
 
 use std::time::Instant;
 
@@ -38,20 +38,20 @@ impl Windows {
 /// Median and the 10th and 90th percentile of some windows.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Spread {
+pub struct Quantiles {
     pub median: f64,
     pub p10: f64,
     pub p90: f64,
     pub windows: usize,
 }
 
-impl Spread {
+impl Quantiles {
     /// Of at least one value.
     pub fn of(values: &[f64]) -> Self {
         let mut sorted = values.to_vec();
         sorted.sort_by(f64::total_cmp);
         let at = |share: f64| sorted[((sorted.len() - 1) as f64 * share).round() as usize];
-        Spread {
+        Quantiles {
             median: at(0.5),
             p10: at(0.1),
             p90: at(0.9),
@@ -66,7 +66,7 @@ impl Spread {
 
     /// Of the values' images under a falling function such as seconds -> rate.
     pub fn inverse(&self, amount: f64) -> Self {
-        Spread {
+        Quantiles {
             median: amount / self.median,
             p10: amount / self.p90,
             p90: amount / self.p10,
@@ -96,7 +96,7 @@ pub fn time<D: Device>(
     device: &D,
     windows: &Windows,
     mut call: impl FnMut() -> Result<()>,
-) -> Result<Spread> {
+) -> Result<Quantiles> {
     device.synchronize()?;
     let calls = Windows::calls(device_seconds(device, &mut call)?);
     let mut work = || (0..calls).try_for_each(|_| call());
@@ -114,7 +114,7 @@ pub fn time<D: Device>(
     while windows.more(seconds.len(), start) {
         seconds.push(window()?);
     }
-    Ok(Spread::of(&seconds))
+    Ok(Quantiles::of(&seconds))
 }
 
 #[cfg(test)]
@@ -124,14 +124,14 @@ mod tests {
     #[test]
     fn quantiles_and_their_inverse() {
         let values: Vec<f64> = (1..=11).rev().map(f64::from).collect();
-        let spread = Spread::of(&values);
+        let spread = Quantiles::of(&values);
         assert_eq!(
             (spread.median, spread.p10, spread.p90, spread.windows),
             (6.0, 2.0, 10.0, 11)
         );
         let rate = spread.inverse(60.0);
         assert_eq!((rate.median, rate.p10, rate.p90), (10.0, 6.0, 30.0));
-        assert_eq!(Spread::of(&[3.0]).p90, 3.0);
+        assert_eq!(Quantiles::of(&[3.0]).p90, 3.0);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::case::Operation;
 use super::machine::{Clocks, Machine};
-use super::measure::Spread;
+use super::measure::Quantiles;
 use crate::budget::MetaDepth;
 use crate::device::choice::Precision;
 use crate::phase::Phase;
@@ -68,11 +68,11 @@ pub struct Settings {
 #[serde(deny_unknown_fields)]
 pub struct CeilingRow {
     /// Floating-point operations per second of multiply-adds in the run's precision.
-    pub matrix: Spread,
+    pub matrix: Quantiles,
     /// The instruction that did them.
     pub instruction: String,
     /// Bytes read and written per second by a copy.
-    pub copy: Spread,
+    pub copy: Quantiles,
     /// Bytes of that copy.
     pub copy_bytes: usize,
 }
@@ -88,7 +88,7 @@ pub struct OperationRow {
     /// Calls in one step.
     pub calls_ce: usize,
     pub calls_l2b: usize,
-    pub seconds: Spread,
+    pub seconds: Quantiles,
     pub flops: f64,
     /// Where every operand goes through memory once.
     pub bytes: f64,
@@ -103,7 +103,7 @@ pub struct OperationRow {
 #[serde(deny_unknown_fields)]
 pub struct PhaseRow {
     pub phase: Phase,
-    pub seconds: Spread,
+    pub seconds: Quantiles,
     /// Sum over its operations.
     pub bound_seconds: f64,
     pub e_floor_seconds: f64,
@@ -115,10 +115,10 @@ pub struct PhaseRow {
 pub struct StepRow {
     pub objective: String,
     /// By the device's clock.
-    pub seconds: Spread,
-    pub wall_seconds: Spread,
+    pub seconds: Quantiles,
+    pub wall_seconds: Quantiles,
     /// To the cross-entropy step of the same round.
-    pub ratio_to_ce: Spread,
+    pub ratio_to_ce: Quantiles,
     pub images_per_second: f64,
     pub e_floor_seconds: f64,
 }
@@ -127,7 +127,7 @@ pub struct StepRow {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LoaderRow {
-    pub images_per_second: Spread,
+    pub images_per_second: Quantiles,
     /// Bytes of one image.
     pub image_bytes: usize,
 }
@@ -181,8 +181,8 @@ impl Record {
 pub(super) mod tests {
     use super::*;
 
-    pub fn spread(median: f64) -> Spread {
-        Spread {
+    pub fn spread(median: f64) -> Quantiles {
+        Quantiles {
             median,
             p10: 0.9 * median,
             p90: 1.2 * median,

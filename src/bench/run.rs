@@ -7,7 +7,7 @@ use std::time::Instant;
 use super::alone::Alone;
 use super::case::{Case, Ceilings, Shape, Sizes};
 use super::machine::{self, Nvml};
-use super::measure::{Spread, Windows, device_seconds, time};
+use super::measure::{Quantiles, Windows, device_seconds, time};
 use super::record::{CeilingRow, LoaderRow, MemoryRow, OperationRow, PhaseRow, Record, StepRow};
 use super::trace::operations;
 use super::workload::{OBJECTIVES, Workload, augment, batches};
@@ -314,7 +314,7 @@ fn phases<D: Device>(
         .into_iter()
         .map(|(phase, seconds)| PhaseRow {
             phase,
-            seconds: Spread::of(&seconds),
+            seconds: Quantiles::of(&seconds),
             bound_seconds: sum(phase, &|case| case.bound(sizes::<D>(), ceilings)),
             e_floor_seconds: sum(phase, &|case| case.e_floor(sizes::<D>(), ceilings)),
         })
@@ -348,12 +348,12 @@ fn steps<D: Device>(
     };
     let row = |(i, (name, objective)): (usize, (&str, Objective))| {
         let ratios: Vec<f64> = device[i].iter().zip(&device[0]).map(|(t, ce)| t / ce).collect();
-        let seconds = Spread::of(&device[i]);
+        let seconds = Quantiles::of(&device[i]);
         StepRow {
             objective: name.into(),
             seconds,
-            wall_seconds: Spread::of(&wall[i]),
-            ratio_to_ce: Spread::of(&ratios),
+            wall_seconds: Quantiles::of(&wall[i]),
+            ratio_to_ce: Quantiles::of(&ratios),
             images_per_second: workload.sizes.0 as f64 / seconds.median,
             e_floor_seconds: floor(objective),
         }
@@ -382,7 +382,7 @@ fn planned_memory<D: Device>(
     let along = plan.nodes.iter().map(|node| node.filters.along.bytes);
     let filters: usize = along.map(|bytes| bytes.next_multiple_of(ALIGN)).sum();
     let plain = alone - (plan.bytes - without_tangents) - filters - 2 * flat - meta_feed;
-    let meta = required_bytes(device, program, &if n == m { vec![n] } else { vec![n, m] }, reuse)?;
+    let meta = required_bytes(device, program, &[n, m], reuse)?;
     Ok(OBJECTIVES
         .into_iter()
         .map(|(name, objective)| MemoryRow {
@@ -422,7 +422,7 @@ fn loader(job: &Job) -> Result<LoaderRow> {
         rates.push(images as f64 / window.elapsed().as_secs_f64());
     }
     Ok(LoaderRow {
-        images_per_second: Spread::of(&rates),
+        images_per_second: Quantiles::of(&rates),
         image_bytes,
     })
 }

@@ -74,12 +74,13 @@ pub fn serve<D: Device>(
             Err(error) => say(json!({"error": error}))?,
             Ok(None) => break,
             Ok(Some((name, objective, steps))) => {
-                let taken = workload.steps(objective, steps)?;
-                let outcome = workload.engine.outcome(objective)?;
-                if let Err(error) = workload.engine.check(steps as u64, &outcome) {
-                    say(json!({"error": error.to_string()}))?;
-                    continue;
-                }
+                let taken = match workload.steps(objective, steps) {
+                    Err(error @ Error::Diverged { .. }) => {
+                        say(json!({"error": error.to_string()}))?;
+                        continue;
+                    }
+                    taken => taken?,
+                };
                 say(json!({
                     "objective": name,
                     "steps": steps,
@@ -145,6 +146,34 @@ mod tests {
             let error = answers[i]["error"].as_str().unwrap();
             assert!(error.contains(part), "{error}");
         }
+    }
+
+    /// Nothing is timed of steps that a divergence has stopped, and the next request starts afresh.
+    #[test]
+    fn a_divergence_is_an_answer_and_does_not_stay() {
+        let device = Cpu::<f32>::new(Some(1)).unwrap();
+        let network = preact(4, vec![1], [8, 8], 1, 3);
+        let mut workload = Workload::random(device, &network, (6, 3), MetaDepth::All).unwrap();
+        let after = |workload: &mut Workload<Cpu<f32>>, lr| {
+            workload.params.lr = lr;
+            let input = "{\"objective\": \"l2b\", \"steps\": 3}";
+            let mut output = Vec::new();
+            serve(workload, "f32", input.as_bytes(), &mut output).unwrap();
+            let theta = workload.engine.model.theta();
+            let mut bytes = vec![0; theta.bytes];
+            workload.engine.device.download(&mut bytes, theta).unwrap();
+            (String::from_utf8(output).unwrap(), bytes)
+        };
+        let (answer, first) = after(&mut workload, 0.1);
+        assert!(answer.contains("peak_bytes"), "{answer}");
+        let (answer, _) = after(&mut workload, f64::NAN);
+        assert!(
+            answer.contains("error") && !answer.contains("seconds"),
+            "{answer}"
+        );
+        let (answer, again) = after(&mut workload, 0.1);
+        assert!(answer.contains("peak_bytes"), "{answer}");
+        assert!(again == first);
     }
 
     /// Two requests do the same work: they end in the same bits.

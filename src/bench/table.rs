@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use indicatif::BinaryBytes;
 
-use super::measure::Spread;
+use super::measure::Quantiles;
 use super::record::{OperationRow, Record};
 use super::run::Part;
 
@@ -202,7 +202,7 @@ fn percent(share: f64) -> String {
     format!("{:.0} %", 100.0 * share)
 }
 
-fn windows(spread: Spread) -> String {
+fn windows(spread: Quantiles) -> String {
     let around = |value: f64| 100.0 * (value / spread.median - 1.0);
     format!(
         "{:+.0} to {:+.0} % over {} windows",
@@ -212,7 +212,7 @@ fn windows(spread: Spread) -> String {
     )
 }
 
-fn milliseconds(s: Spread) -> String {
+fn milliseconds(s: Quantiles) -> String {
     format!(
         "{:>10.3} {:>9.3} {:>9.3}",
         1e3 * s.median,

@@ -62,7 +62,7 @@ pub struct Workload<D: Device> {
     pub engine: Engine<D>,
     /// Train and meta images of a step.
     pub sizes: (usize, usize),
-    params: StepParams,
+    pub(super) params: StepParams,
     initial: [Vec<u8>; 3],
 }
 
@@ -151,20 +151,21 @@ impl<D: Device> Workload<D> {
         Ok(workload)
     }
 
-    /// Parameters, momentum and running statistics as they were at the start.
+    /// Parameters, momentum and running statistics as they were at the start; a step that stopped the others is forgotten.
     fn reset(&self) -> Result<()> {
         let model = &self.engine.model;
         let memory = [model.theta(), model.buf(), model.running()];
         for (mem, bytes) in memory.into_iter().zip(&self.initial) {
             self.engine.device.upload(mem, bytes)?;
         }
+        self.engine.device.fill(self.engine.stopped(), 0)?;
         self.engine.device.synchronize()
     }
 
     /// `count` steps from the initial state.
     ///
     /// # Errors
-    /// Those of the device.
+    /// `Diverged` where the last step's results are not finite, as after any step whose were not; those of the device.
     pub fn steps(&mut self, objective: Objective, count: usize) -> Result<Taken> {
         self.reset()?;
         self.engine.set_step(&self.params)?;
@@ -176,10 +177,13 @@ impl<D: Device> Workload<D> {
         }
         let to = self.engine.device.mark()?;
         self.engine.device.synchronize()?;
-        Ok(Taken {
+        let taken = Taken {
             seconds: start.elapsed().as_secs_f64(),
             device_seconds: self.engine.device.seconds(&from, &to)?,
-        })
+        };
+        self.engine
+            .check(count as u64, &self.engine.outcome(objective)?)?;
+        Ok(taken)
     }
 }
 

@@ -10,7 +10,7 @@ use super::{DeviceArgs, print};
 use crate::arch::Architecture;
 use crate::bench::case::{Case, Ceilings, Form, Operation, Shape};
 use crate::bench::machine::{COMMIT, DIRTY, Machine, now};
-use crate::bench::measure::{Spread, Windows};
+use crate::bench::measure::{Quantiles, Windows};
 use crate::bench::record::{CeilingRow, Record, SCHEMA, Settings};
 use crate::bench::run::{self, Event, Job, Part};
 use crate::bench::workload::Workload;
@@ -162,7 +162,7 @@ impl BenchArgs {
     /// A record without figures.
     fn record(&self, device: String, network: &Architecture, (n, m): (usize, usize)) -> Record {
         let [height, width] = network.image_size;
-        let none = Spread::of(&[0.0]);
+        let none = Quantiles::of(&[0.0]);
         Record {
             schema: SCHEMA,
             l2b: env!("CARGO_PKG_VERSION").into(),

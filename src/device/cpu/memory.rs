@@ -27,7 +27,7 @@ impl Arena {
     pub(super) fn new(bytes: usize) -> Result<Self> {
         // A large request is granted by the system long before there is memory behind it, and the process would be
         // killed at some later touch: ask first.
-        let free = available();
+        let free = super::available::available();
         if free.is_some_and(|free| bytes > free) {
             return Err(out_of_memory(bytes, free));
         }
@@ -56,14 +56,6 @@ impl Drop for Arena {
         // SAFETY: allocated in `new` with this layout; spans borrow the arena, so none is left.
         unsafe { dealloc(self.block.as_ptr(), self.layout) }
     }
-}
-
-/// Bytes that the system can still give, where it says so.
-pub(super) fn available() -> Option<usize> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let kib: usize = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    kib.checked_mul(1024)
 }
 
 fn out_of_memory(need: usize, free: Option<usize>) -> Error {

@@ -5,6 +5,7 @@
 //! number of threads. The calling thread works too; the pool holds the others.
 
 mod augment;
+mod available;
 mod conv;
 mod epilogue;
 mod float;
@@ -104,7 +105,7 @@ impl<T: Float> Device for Cpu<T> {
     }
 
     fn free_bytes(&self) -> Option<usize> {
-        memory::available()
+        available::available()
     }
 
     fn alloc(&self, bytes: usize) -> Result<Arena> {
