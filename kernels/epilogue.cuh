@@ -1,4 +1,4 @@
-// The end of every output, in this order: (add to what is there) -> mask -> round and store -> per-channel sums of the
+// The end of every output, in this order: add a residual or what is there -> mask -> round and store -> per-channel sums of the
 // stored values. Whoever computes values hands a block's tile of them to finish_tile; what a tile's sums are is fixed
 // here, so that batchnorm.cu can merge the tiles of any writer.
 #pragma once
@@ -25,12 +25,13 @@ template <class T>
 struct Epilogue {
   Source<T> mask;  // over the output's geometry; x null for none
   Sums<T> sums;
-  int add;   // to what the output holds
-  int wide;  // channels and addresses of output, mask and sums allow 16-byte accesses
+  const T* addend;  // of the output's shape, or the output itself; null for none
+  int wide;         // channels and addresses of output, addend, mask and sums allow 16-byte accesses
+  int reserved;
 };
 
 static_assert(sizeof(Sums<float>) == 32, "twin of KernelSums");
-static_assert(sizeof(Epilogue<float>) == 64, "twin of KernelEpilogue");
+static_assert(sizeof(Epilogue<float>) == 72, "twin of KernelEpilogue");
 
 // Sums of W channels over some rows. Merging moments never subtracts large numbers, as sum(u²) - sum(u)² would (Chan,
 // Golub, LeVeque 1979); their count is known to the caller.
@@ -147,11 +148,11 @@ __device__ __forceinline__ void finish_tile(T* y, const Epilogue<T>& epilogue, i
         at[j] = start(row) + c;
         v[j] = value(row, column);
       }
-      if (epilogue.add) {
-        Pack<W> old[BATCH];
-        UNROLL for (int j = 0; j < BATCH; j++) old[j] = load_pack<W>(y + at[j]);
+      if (epilogue.addend != nullptr) {
+        Pack<W> addend[BATCH];
+        UNROLL for (int j = 0; j < BATCH; j++) addend[j] = load_pack<W>(epilogue.addend + at[j]);
         UNROLL for (int j = 0; j < BATCH; j++) {
-          UNROLL for (int i = 0; i < W; i++) v[j].v[i] += old[j].v[i];
+          UNROLL for (int i = 0; i < W; i++) v[j].v[i] += addend[j].v[i];
         }
       }
       if (epilogue.mask.x != nullptr) {

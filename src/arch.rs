@@ -36,7 +36,7 @@ impl Architecture {
     pub fn program(&self) -> Result<Program> {
         self.check()?;
         match self.model {
-            ModelName::PreactResnet18 => Ok(self.preact_resnet()),
+            ModelName::PreactResnet18 => Ok(self.preact_resnet().absorb_joins()),
         }
     }
 

@@ -240,6 +240,7 @@ fn bits(device: &Cpu<f32>, shape: ConvShape) -> Vec<Vec<u32>> {
         scratch: scratch.mem(),
     };
     let epilogue = Epilogue {
+        addend: None,
         mask: None,
         sums: Sums::Moments {
             partials: partials.mem(),

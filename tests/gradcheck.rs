@@ -68,6 +68,7 @@ fn programs() -> Vec<(&'static str, Program)> {
         ("norm relu", norm(true)),
         ("post-activation", post_activation()),
         ("shared", shared()),
+        ("shared, absorbed", shared().absorb_joins()),
         ("pool", pool()),
         ("preact", preact(4, &[1, 1], 3, [8, 8], 3)),
         ("preact odd", preact(5, &[2, 1, 1], 1, [7, 9], 10)),
@@ -174,6 +175,29 @@ fn a_larger_batch() {
         33,
         BATCH_STATISTICS,
     );
+}
+
+/// A convolution onto a residual is the convolution and the sum after it, in all passes and in less memory.
+#[test]
+fn an_absorbed_join_computes_the_same() {
+    let run = |program: Program| {
+        let cpu = Cpu::<f64>::new(None).unwrap();
+        let net = Net::new(cpu, program, 3, BATCH_STATISTICS, Reuse::Isolated, 5);
+        let z = net.forward(&uniform(1, net.image_len()));
+        let tz = net.tangent(&uniform(2, net.params().len()));
+        let gradient = net.backward(&uniform(3, net.logits_len()));
+        ([z, tz, gradient], net.plan.bytes)
+    };
+    let absorbed = shared().absorb_joins();
+    assert!(absorbed.nodes.len() < shared().nodes.len());
+    let ((want, before), (got, after)) = (run(shared()), run(absorbed));
+    for (got, want) in got.iter().zip(&want) {
+        let scale = dot(want, want).sqrt();
+        for (got, want) in got.iter().zip(want) {
+            assert!(relative(*got, *want, scale) < 1e-14, "{got} {want}");
+        }
+    }
+    assert!(after < before);
 }
 
 /// Memory shared by lifetime gives the bits of memory of one's own, where the end of a life is overwritten with NaN and

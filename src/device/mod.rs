@@ -7,8 +7,8 @@
 //! - **Source**: batch-norm and ReLU are *pending* on a stored tensor until an operation reads it. A [`Source`] is
 //!   relu(A·(x − M) + C) with one A, C and M per channel; it is evaluated while it is read, in three forms (forward,
 //!   tangent, adjoint). Padding stays zero after it.
-//! - **Epilogue**: an operation that writes a tensor ends in a fixed order: accumulate → mask → round and store →
-//!   per-channel sums of the stored values. The sums are what the next batch-norm needs, so it costs no pass of its own
+//! - **Epilogue**: an operation that writes a tensor ends in a fixed order: accumulate → add a residual → mask → round
+//!   and store → per-channel sums of the stored values. The sums are what the next batch-norm needs, so it costs no pass of its own
 //!   on a device that fuses; one that does not runs them as a second pass inside the same call.
 //!
 //! Operations write into given outputs, allocate nothing, return before the work is done on an asynchronous device, and

@@ -44,8 +44,10 @@ pub enum Sums<'a, A> {
     },
 }
 
-/// What follows the accumulation of an output, in this order: mask, store, sums.
+/// What follows the accumulation of an output, in this order: add, mask, store, sums.
 pub struct Epilogue<'a, A> {
+    /// A stored tensor of the output's shape that is added, the residual: never the output itself (that is [`Write::Add`]).
+    pub addend: Option<Span<'a, A>>,
     /// Zero the value where this source's ReLU is closed (A·(x − M) + C ≤ 0). Only for sources with `relu`.
     pub mask: Option<Source<'a, A>>,
     pub sums: Sums<'a, A>,
@@ -55,6 +57,7 @@ impl<A> Epilogue<'_, A> {
     /// Store and nothing else.
     pub fn none() -> Self {
         Epilogue {
+            addend: None,
             mask: None,
             sums: Sums::None,
         }

@@ -1,17 +1,19 @@
 //! Convolution and linear layer.
 //!
-//! forward  y  = conv(x, W) + b
-//! tangent  ty = conv(tx, W) + conv(x, V) + v_b
-//! backward dx = convᵀ(dy, W), dW = Σ x ⊗ dy, db = Σ dy; contracted: ⟨dy_i, conv(x_i, V) + v_b⟩
+//! forward  y  = conv(x, W) + b, and a stored value r where it ends a residual block
+//! tangent  ty = conv(tx, W) + conv(x, V) + v_b + tr
+//! backward dx = convᵀ(dy, W), dW = Σ x ⊗ dy, db = Σ dy, dr += dy; contracted: ⟨dy_i, conv(x_i, V) + v_b⟩
 
+use super::join;
 use crate::Result;
-use crate::device::{Arrangement, Conv, Device, Filters, Geometry, Mem, Write};
+use crate::device::{Arrangement, Conv, Device, Epilogue, Filters, Geometry, Mem, Write};
 use crate::net::{How, Node, ParamId, Pass, Sink, ValueId};
 
 struct Args<'p, 'a, D: Device> {
     conv: Conv<'p, D>,
     x: ValueId,
     y: ValueId,
+    addend: Option<ValueId>,
     weight: ParamId,
     bias: Option<ParamId>,
     index: usize,
@@ -22,7 +24,12 @@ fn args<'p, 'a, D: Device>(pass: &'p Pass<'a, D>, index: usize) -> Args<'p, 'a, 
     let plan = &pass.plan.nodes[index];
     let (
         Node::Conv {
-            x, y, weight, bias, ..
+            x,
+            y,
+            addend,
+            weight,
+            bias,
+            ..
         },
         Some(Geometry::Conv(shape) | Geometry::Linear(shape)),
         Some(prepared),
@@ -40,6 +47,7 @@ fn args<'p, 'a, D: Device>(pass: &'p Pass<'a, D>, index: usize) -> Args<'p, 'a, 
         },
         x: *x,
         y: *y,
+        addend: *addend,
         weight: *weight,
         bias: *bias,
         index,
@@ -108,7 +116,10 @@ pub(super) fn forward<D: Device>(pass: &Pass<D>, index: usize) -> Result<()> {
         pass.value(a.y),
         a.filters(),
         a.bias(pass.params),
-        pass.forward_epilogue(a.y),
+        Epilogue {
+            addend: a.addend.map(|addend| pass.value(addend)),
+            ..pass.forward_epilogue(a.y)
+        },
     )
 }
 
@@ -121,7 +132,10 @@ pub(super) fn tangent<'a, D: Device>(pass: &Pass<'a, D>, index: usize, v: Mem<'a
         a.filters(),
         a.filters_along(v),
         a.bias(v),
-        pass.tangent_epilogue(a.y),
+        Epilogue {
+            addend: a.addend.and_then(|addend| pass.source_tangent(addend).tx),
+            ..pass.tangent_epilogue(a.y)
+        },
     )
 }
 
@@ -139,18 +153,21 @@ pub(super) fn backward<'a, D: Device>(pass: &Pass<'a, D>, index: usize, sink: &S
                 .conv_contract(a.conv, out, dy, a.filters_along(v), a.bias(v))?;
         }
     }
-    let Some(contribution) = pass.contribution(index, 0) else {
-        return Ok(());
-    };
-    let How::Write(write) = contribution.how else {
-        unreachable!("only joins alias")
-    };
-    pass.device.conv_backward_input(
-        a.conv,
-        pass.adjoint(a.x),
-        write,
-        dy,
-        a.filters(),
-        pass.adjoint_epilogue(a.x, contribution),
-    )
+    if let Some(contribution) = pass.contribution(index, 0) {
+        let How::Write(write) = contribution.how else {
+            unreachable!("only addends alias")
+        };
+        pass.device.conv_backward_input(
+            a.conv,
+            pass.adjoint(a.x),
+            write,
+            dy,
+            a.filters(),
+            pass.adjoint_epilogue(a.x, contribution),
+        )?;
+    }
+    match a.addend {
+        Some(addend) => join::pass_on(pass, index, 1, addend),
+        None => Ok(()),
+    }
 }

@@ -1,4 +1,4 @@
-//! Sum of two values, the residual connection.
+//! Sum of two values, the residual connection, where no convolution carries it (`net/absorb.rs`).
 //!
 //! forward  y  = a + b
 //! tangent  ty = ta + tb
@@ -29,31 +29,35 @@ pub(super) fn tangent<D: Device>(pass: &Pass<D>, a: ValueId, b: ValueId, y: Valu
 }
 
 pub(super) fn backward<D: Device>(pass: &Pass<D>, index: usize) -> Result<()> {
-    let Node::Join { a, b, y } = pass.program.nodes[index] else {
+    let Node::Join { a, b, .. } = pass.program.nodes[index] else {
         unreachable!("node {index} is a join")
     };
-    for (slot, input) in [a, b].into_iter().enumerate() {
-        let Some(contribution) = pass.contribution(index, slot) else {
-            continue;
-        };
-        let How::Write(write) = contribution.how else {
-            continue;
-        };
-        // The adjoint of the operand's value is dy itself: a copy, masked where the operand has a ReLU.
-        let identity = Source {
-            affine: None,
-            relu: false,
-            ..pass.source(input)
-        };
-        pass.device.source_backward(
-            pass.program.rows(y, pass.plan.batch),
-            pass.adjoint(input),
-            write,
-            pass.adjoint(y),
-            identity,
-            None,
-            pass.adjoint_epilogue(input, contribution),
-        )?;
-    }
-    Ok(())
+    pass_on(pass, index, 0, a)?;
+    pass_on(pass, index, 1, b)
+}
+
+/// The adjoint of the node's output to `input`, its addend number `slot`.
+pub(super) fn pass_on<D: Device>(pass: &Pass<D>, index: usize, slot: usize, input: ValueId) -> Result<()> {
+    let Some(contribution) = pass.contribution(index, slot) else {
+        return Ok(());
+    };
+    let How::Write(write) = contribution.how else {
+        return Ok(());
+    };
+    let y = pass.program.nodes[index].output();
+    // The adjoint of the operand's value is dy itself: a copy, masked where the operand has a ReLU.
+    let identity = Source {
+        affine: None,
+        relu: false,
+        ..pass.source(input)
+    };
+    pass.device.source_backward(
+        pass.program.rows(y, pass.plan.batch),
+        pass.adjoint(input),
+        write,
+        pass.adjoint(y),
+        identity,
+        None,
+        pass.adjoint_epilogue(input, contribution),
+    )
 }

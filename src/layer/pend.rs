@@ -62,7 +62,7 @@ pub(super) fn backward<'a, D: Device>(pass: &Pass<'a, D>, index: usize, sink: &S
         return Ok(());
     };
     let How::Write(write) = contribution.how else {
-        unreachable!("only joins alias")
+        unreachable!("only addends alias")
     };
     // The running statistics are constants: their adjoint has no slope.
     let slope = match (norm, pass.statistics) {

@@ -1,5 +1,6 @@
 //! Networks: the program (what is computed), the plan (where everything lies), the pass (running it on a device).
 
+mod absorb;
 mod pass;
 mod plan;
 mod program;

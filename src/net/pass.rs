@@ -189,7 +189,11 @@ impl<'a, D: Device> Pass<'a, D> {
             },
             _ => Sums::None,
         };
-        Epilogue { mask: None, sums }
+        Epilogue {
+            addend: None,
+            mask: None,
+            sums,
+        }
     }
 
     /// What follows the writing of the tangent of stored value `id`.
@@ -198,13 +202,18 @@ impl<'a, D: Device> Pass<'a, D> {
             (Some(norm), Statistics::Batch { .. }) => self.dot(norm),
             _ => Sums::None,
         };
-        Epilogue { mask: None, sums }
+        Epilogue {
+            addend: None,
+            mask: None,
+            sums,
+        }
     }
 
     /// What follows a contribution to the adjoint of value `id`: mask and sums of a pending one, once it is complete.
     pub(crate) fn adjoint_epilogue(&self, id: ValueId, contribution: Contribution) -> Epilogue<'a, D::Arena> {
         match self.program.values[id].kind {
             ValueKind::Pending { norm, relu, .. } if contribution.last => Epilogue {
+                addend: None,
                 mask: relu.then(|| self.source(id)),
                 sums: norm.map_or(Sums::None, |norm| self.dot(norm)),
             },

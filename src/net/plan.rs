@@ -66,7 +66,7 @@ pub struct Contribution {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum How {
     Write(Write),
-    /// The adjoint of a join's stored input *is* that of its output: same memory, nothing to do.
+    /// The adjoint of an addend *is* that of the sum: same memory, nothing to do.
     Alias,
 }
 
@@ -309,20 +309,27 @@ fn contributions(program: &Program) -> Vec<Vec<Option<Contribution>>> {
                 })
             })
             .collect();
-        if let Node::Join { a, b, y } = *node {
+        // Stored inputs whose adjoint is that of the output.
+        let addends = match *node {
+            Node::Join { a, b, .. } if a != b => vec![(0, a), (1, b)],
+            Node::Conv {
+                x,
+                addend: Some(addend),
+                ..
+            } if x != addend => vec![(1, addend)],
+            _ => Vec::new(),
+        };
+        if !addends.is_empty() {
+            let y = node.output();
             let shared = group[y];
             // Somebody else still has to read the memory, as it is now.
             let waiting = (0..producer.len()).any(|v| v != y && group[v] == shared && producer[v] < index);
             let next = |v: ValueId| readers[v].get(1).copied();
-            let candidate = |v: ValueId| {
-                a != b && v != program.input() && stored(v) && readers[v][0] == index && !waiting
-            };
+            let candidate =
+                |v: ValueId| v != program.input() && stored(v) && readers[v][0] == index && !waiting;
             // The operand that later contributions change goes second: it is sound once the first has been read by then.
-            let order = if next(a).is_none() {
-                [(0, a), (1, b)]
-            } else {
-                [(1, b), (0, a)]
-            };
+            let mut order = addends;
+            order.sort_by_key(|&(_, v)| next(v).is_some());
             let mut first: Option<ValueId> = None;
             for (slot, v) in order {
                 let sound = match (first, next(v)) {

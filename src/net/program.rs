@@ -99,10 +99,11 @@ pub struct NormLayer {
 /// One operation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Node {
-    /// y = conv(x, weight) + bias; a linear layer is one of 1×1 on `Real` values.
+    /// y = conv(x, weight) + bias + the stored value `addend`; a linear layer is one of 1×1 on `Real` values.
     Conv {
         x: ValueId,
         y: ValueId,
+        addend: Option<ValueId>,
         weight: ParamId,
         bias: Option<ParamId>,
         r: usize,
@@ -131,7 +132,8 @@ impl Node {
     /// The values read, in order.
     pub fn inputs(&self) -> Vec<ValueId> {
         match *self {
-            Node::Conv { x, .. } | Node::Pend { x, .. } | Node::Pool { x, .. } => vec![x],
+            Node::Conv { x, addend, .. } => std::iter::once(x).chain(addend).collect(),
+            Node::Pend { x, .. } | Node::Pool { x, .. } => vec![x],
             Node::Join { a, b, .. } => vec![a, b],
         }
     }
@@ -249,6 +251,7 @@ impl Program {
         self.nodes.push(Node::Conv {
             x,
             y,
+            addend: None,
             weight,
             bias: None,
             r: size,
@@ -283,6 +286,7 @@ impl Program {
         self.nodes.push(Node::Conv {
             x,
             y,
+            addend: None,
             weight,
             bias: Some(bias),
             r: 1,

@@ -141,7 +141,11 @@ impl<D: Device> Setup<'_, D> {
             slope: None,
         };
         let partials = bench.partials.mem();
-        let sums = |sums| Epilogue { mask: None, sums };
+        let sums = |sums| Epilogue {
+            addend: None,
+            mask: None,
+            sums,
+        };
 
         let moments = sums(Sums::Moments { partials });
         device
@@ -194,6 +198,7 @@ impl<D: Device> Setup<'_, D> {
             .expect("join_tangent");
 
         let masked = Epilogue {
+            addend: None,
             mask: Some(normalised),
             sums: dots,
         };

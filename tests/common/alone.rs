@@ -16,8 +16,10 @@ pub fn every_operation_runs_alone<D: Device>(device: &D) {
     let network = preact(8, vec![1, 2], [8, 6], 3, 5);
     let shape = augment(&network, 5);
     let list = operations(&network, Objective::L2b, (5, 3), MetaDepth::All, shape).unwrap();
-    // What no step with the tangent asks for.
+    // What no step of this network asks for.
     let others = [
+        (Operation::JoinForward, "30,8"),
+        (Operation::JoinTangent, "30,8"),
         (Operation::ConvContract, "2,5,6,3,4,3,2,1"),
         (Operation::NormContract, "5,4,3"),
         (Operation::Copy, "100"),

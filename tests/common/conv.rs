@@ -1,6 +1,6 @@
 //! Convolution against the oracle; see `ops.rs`.
 
-use l2b::device::{Conv, ConvShape, Device, Geometry, Tangent, Write};
+use l2b::device::{Conv, ConvShape, Device, Epilogue, Geometry, Tangent, Write};
 
 use super::ops::{Expected, Setup, rows};
 use super::{Arranged, Random, assert_within, fetch, naive, reading, room, writing};
@@ -40,11 +40,17 @@ impl<D: Device> Setup<'_, D> {
         let (w, tw) = (operand(&w), operand(&tw));
         let abs = naive::magnitudes;
 
-        for bias in [None, Some(&bias)] {
-            let want = naive::conv(&shape, &value, &w, bias.map(Vec::as_slice));
-            let sizes = naive::conv(&shape, &size, &abs(&w), bias.map(|bias| abs(bias)).as_deref());
+        let residual = self.act(random, y_shape.len());
+        let residual_lent = reading::<D::Act, D>(device, &residual);
+        for (bias, onto) in [(None, true), (Some(&bias), false)] {
+            let mut want = naive::conv(&shape, &value, &w, bias.map(Vec::as_slice));
+            let mut sizes = naive::conv(&shape, &size, &abs(&w), bias.map(|bias| abs(bias)).as_deref());
+            if onto {
+                want = naive::add(&want, &residual);
+                sizes = naive::add(&sizes, &abs(&residual));
+            }
             self.epilogues(
-                &format!("y of {name}"),
+                &format!("y of {name}, residual {onto}"),
                 &Expected {
                     shape: y_shape,
                     depth,
@@ -55,6 +61,10 @@ impl<D: Device> Setup<'_, D> {
                 },
                 |y, epilogue| {
                     let bias = bias.map(|_| bias_lent.mem());
+                    let epilogue = Epilogue {
+                        addend: onto.then(|| residual_lent.mem()),
+                        ..epilogue
+                    };
                     device
                         .conv_forward(conv, y.mem(), w_lent.filters(), bias, epilogue)
                         .expect("conv_forward");
@@ -70,14 +80,19 @@ impl<D: Device> Setup<'_, D> {
             let (abs_tx, abs_slope) = (some_tx.map(abs), some_slope.map(abs));
             let tangent = operand(&x.tangent(some_tx, some_slope));
             let tangent_size = x.magnitudes().tangent(abs_tx.as_deref(), abs_slope.as_deref());
-            let want = naive::add(
+            let mut want = naive::add(
                 &naive::conv(&shape, &tangent, &w, None),
                 &naive::conv(&shape, &value, &tw, Some(&bias)),
             );
-            let sizes = naive::add(
+            let mut sizes = naive::add(
                 &naive::conv(&shape, &tangent_size, &abs(&w), None),
                 &naive::conv(&shape, &size, &abs(&tw), Some(&abs(&bias))),
             );
+            let onto = with_slope;
+            if onto {
+                want = naive::add(&want, &residual);
+                sizes = naive::add(&sizes, &abs(&residual));
+            }
             let name = format!("ty of {name}, tx {with_tx}, slope {with_slope}");
             self.epilogues(
                 &name,
@@ -95,6 +110,10 @@ impl<D: Device> Setup<'_, D> {
                         slope: with_slope.then(|| slope_lent.mem()),
                     };
                     let (w, tw, bias) = (w_lent.filters(), tw_lent.filters(), bias_lent.mem());
+                    let epilogue = Epilogue {
+                        addend: onto.then(|| residual_lent.mem()),
+                        ..epilogue
+                    };
                     device
                         .conv_tangent(conv, ty.mem(), tangent, w, tw, Some(bias), epilogue)
                         .expect("conv_tangent");

@@ -227,6 +227,7 @@ impl<'a, D: Device> Setup<'a, D> {
         run(
             &out,
             Epilogue {
+                addend: None,
                 mask: Some(lent.source()),
                 sums,
             },
@@ -243,7 +244,14 @@ impl<'a, D: Device> Setup<'a, D> {
         let sums = Sums::Moments {
             partials: bench.partials.mem(),
         };
-        run(&out, Epilogue { mask: None, sums });
+        run(
+            &out,
+            Epilogue {
+                addend: None,
+                mask: None,
+                sums,
+            },
+        );
         let stored = fetch::<D::Act, D>(self.device, &out);
         assert_eq!(stored, plain, "{name}: the same bits with sums");
         bench.check_moments(self, &format!("{name}, moments"), &stored, channels);

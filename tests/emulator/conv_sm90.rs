@@ -26,8 +26,9 @@ unsafe impl DeviceRepr for Shape {}
 #[derive(Clone, Copy, Default)]
 struct Epilogue {
     mask_and_sums: [u64; 7],
-    add: i32,
+    addend: u64,
     wide: i32,
+    reserved: i32,
 }
 // SAFETY: twin of Epilogue, without padding.
 unsafe impl DeviceRepr for Epilogue {}

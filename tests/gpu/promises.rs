@@ -151,6 +151,7 @@ fn masks_agree_bit_for_bit() {
             slope: None,
         };
         let masked = Epilogue {
+            addend: None,
             mask: Some(source),
             sums: Sums::None,
         };
@@ -306,6 +307,7 @@ fn operands_may_lie_at_any_address() {
                 relu: true,
             };
             let masked = |x, affine| Epilogue {
+                addend: None,
                 mask: Some(source(x, affine)),
                 sums: Sums::None,
             };

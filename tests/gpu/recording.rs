@@ -108,7 +108,11 @@ impl<'a> Step<'a> {
             y.mem(),
             learned(w.mem()),
             None,
-            Epilogue { mask: None, sums },
+            Epilogue {
+                addend: None,
+                mask: None,
+                sums,
+            },
         )?;
         let batch_norm = Norm {
             shape: rows,

@@ -47,6 +47,14 @@ impl<D: Device> Alone<'_, D> {
         }
     }
 
+    /// The residual `name` where the case has one.
+    fn onto<'a>(&'a self, name: &'static str, epilogue: Epilogue<'a, D::Arena>) -> Epilogue<'a, D::Arena> {
+        Epilogue {
+            addend: self.has(Form::ADD).then(|| self.mem(name)),
+            ..epilogue
+        }
+    }
+
     fn moments(&self) -> Epilogue<'_, D::Arena> {
         let sums = if self.has(Form::SUMS) {
             Sums::Moments {
@@ -55,7 +63,11 @@ impl<D: Device> Alone<'_, D> {
         } else {
             Sums::None
         };
-        Epilogue { mask: None, sums }
+        Epilogue {
+            addend: None,
+            mask: None,
+            sums,
+        }
     }
 
     /// Mask by, and dot product with, the stored tensor `guide`.
@@ -74,7 +86,11 @@ impl<D: Device> Alone<'_, D> {
             affine: Some(self.mem("affine")),
             relu: true,
         });
-        Epilogue { mask, sums }
+        Epilogue {
+            addend: None,
+            mask,
+            sums,
+        }
     }
 
     /// The filters w; what the case arranges, and all that the other operations read.
@@ -161,7 +177,10 @@ impl<D: Device> Alone<'_, D> {
         let bias = |name| self.has(Form::BIAS).then(|| self.mem(name));
         match self.case.operation {
             Operation::ArrangeFilters => self.arrange(shape, &[w]),
-            Operation::ConvForward => self.device.conv_forward(conv, y, w, bias("bias"), self.moments()),
+            Operation::ConvForward => {
+                let end = self.onto("residual", self.moments());
+                self.device.conv_forward(conv, y, w, bias("bias"), end)
+            }
             Operation::ConvTangent => {
                 let tx = if self.has(Form::TANGENT) {
                     self.tangent("tx", "pending slope")
@@ -171,9 +190,8 @@ impl<D: Device> Alone<'_, D> {
                         slope: None,
                     }
                 };
-                let ty = self.mem("ty");
-                self.device
-                    .conv_tangent(conv, ty, tx, w, tw, bias("bias"), self.guided("y"))
+                let (ty, end) = (self.mem("ty"), self.onto("residual", self.guided("y")));
+                self.device.conv_tangent(conv, ty, tx, w, tw, bias("bias"), end)
             }
             Operation::ConvBackwardInput => {
                 let d = self.mem("d");

@@ -133,8 +133,15 @@ impl<'a, D: Device> Alone<'a, D> {
         let (x, w) = (self.values("x")?, self.values("w")?);
         let affine = self.values("pending")?;
         let (c, k) = (s.c as usize, s.k as usize);
-        let bias = self.values("bias")?[k - 1] * f64::from(u8::from(self.has(Form::BIAS)));
-        let (mut sum, mut size) = (bias, bias.abs());
+        let (mut sum, mut size) = (0.0, 0.0);
+        for (form, name) in [(Form::BIAS, "bias"), (Form::ADD, "residual")] {
+            if self.has(form)
+                && let Some(&value) = self.values(name)?.last()
+            {
+                sum += value;
+                size += value.abs();
+            }
+        }
         for r in 0..s.r {
             for t in 0..s.s {
                 let h = (s.p() - 1) * s.stride + r - s.pad;

@@ -124,11 +124,13 @@ impl<D: Device> Alone<'_, D> {
             }
             Operation::ConvForward => {
                 self.output = "y";
+                self.tensor("residual", shape.y_len())?;
                 self.norm_operands(output)
             }
             Operation::ConvTangent => {
                 self.output = "ty";
                 self.tensor("ty", shape.y_len())?;
+                self.tensor("residual", shape.y_len())?;
                 self.tensor("tx", shape.x_len())?;
                 self.real("pending slope", 2 * shape.c as usize, Like::Values)?;
                 self.norm_operands(output)

@@ -16,7 +16,7 @@ impl Form {
     pub const TANGENT: Form = Form(2);
     /// The layer has a bias.
     pub const BIAS: Form = Form(4);
-    /// The result is added to what is there.
+    /// The result is added to what is there; of forward and tangent, a residual to the result.
     pub const ADD: Form = Form(8);
     /// The result is zeroed where a ReLU is closed.
     pub const MASK: Form = Form(16);
@@ -44,6 +44,11 @@ impl Form {
     /// Both.
     pub const fn and(self, other: Form) -> Form {
         Form(self.0 | other.0)
+    }
+
+    /// `self` less what is in `other`.
+    pub const fn without(self, other: Form) -> Form {
+        Form(self.0 & !other.0)
     }
 
     /// `self` where `on`, else nothing.

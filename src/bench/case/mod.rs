@@ -65,8 +65,10 @@ impl Case {
                 let (y, w) = (s.y_len() as f64 * act, s.w_len() as f64 * real);
                 match self.operation {
                     Operation::ArrangeFilters => w + s.w_len() as f64 * act * (1.0 + has(Form::BACKWARD)),
-                    Operation::ConvForward => x + w + y,
-                    Operation::ConvTangent => x + has(Form::TANGENT) * (x + w) + w + y + has(Form::SUMS) * y,
+                    Operation::ConvForward => x + w + y * (1.0 + add),
+                    Operation::ConvTangent => {
+                        x + has(Form::TANGENT) * (x + w) + w + y * (1.0 + add + has(Form::SUMS))
+                    }
                     Operation::ConvContract => x + y + w,
                     Operation::ConvBackwardInput => y + w + s.x_len() as f64 * act * (1.0 + add + guide),
                     _ => x + y + w * (1.0 + add),
@@ -133,6 +135,10 @@ impl Case {
         };
         match self.operation {
             Operation::ArrangeFilters | Operation::JoinForward | Operation::JoinTangent => 0.0,
+            Operation::ConvForward | Operation::ConvTangent => {
+                let form = self.form.without(Form::ADD);
+                Case { form, ..*self }.bound(sizes, ceilings)
+            }
             Operation::NormForward => tensors(2.0),
             Operation::NormTangent => tensors(3.0),
             _ => self.bound(sizes, ceilings),

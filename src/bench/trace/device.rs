@@ -64,8 +64,9 @@ fn tangent(tangent: &Tangent<()>) -> Form {
 }
 
 fn finish(epilogue: &Epilogue<()>) -> Form {
-    Form::MASK
-        .when(epilogue.mask.is_some())
+    Form::ADD
+        .when(epilogue.addend.is_some())
+        .and(Form::MASK.when(epilogue.mask.is_some()))
         .and(Form::SUMS.when(!matches!(epilogue.sums, Sums::None)))
 }
 

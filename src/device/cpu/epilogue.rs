@@ -1,4 +1,4 @@
-//! What follows every stored tensor: mask, rounding, then per-channel sums of the stored values, tile by tile.
+//! What follows every accumulated tensor: a residual, mask, rounding, then per-channel sums of the stored values, tile by tile.
 //!
 //! Partials are `Real` [tiles][2][C]; a tile is [`TILE_ROWS`] rows whatever the call, so the merge order is fixed.
 
@@ -20,6 +20,7 @@ pub(super) fn partials_len(shape: Rows) -> usize {
 
 /// An epilogue whose operands are lent.
 pub(super) struct Finish<'a, T> {
+    addend: Option<&'a [T]>,
     mask: Option<Values<'a, T>>,
     sums: Lent<'a, T>,
     channels: usize,
@@ -55,6 +56,10 @@ impl<'a, T: Float> Finish<'a, T> {
         rounding: Rounding,
     ) -> Result<Self> {
         let channels = shape.channels as usize;
+        let addend = epilogue
+            .addend
+            .map(|addend| lend.read("addend", addend, shape.len()))
+            .transpose()?;
         let mask = epilogue
             .mask
             .map(|source| Values::lend(lend, source, shape))
@@ -75,6 +80,7 @@ impl<'a, T: Float> Finish<'a, T> {
             },
         };
         Ok(Finish {
+            addend,
             mask,
             sums,
             channels,
@@ -95,6 +101,7 @@ impl<'a, T: Float> Finish<'a, T> {
             } => (Kind::Dot(x, statistics), partials),
         };
         let ending = Ending {
+            addend: self.addend,
             mask: self.mask,
             kind,
             channels: self.channels,
@@ -122,9 +129,10 @@ impl<'a, T: Float> Finish<'a, T> {
     }
 }
 
-/// What is done with values that have been accumulated: mask, round, sum.
+/// What is done with values that have been accumulated: add, mask, round, sum.
 #[derive(Clone, Copy)]
 pub(super) struct Ending<'a, T> {
+    addend: Option<&'a [T]>,
     mask: Option<Values<'a, T>>,
     kind: Kind<'a, T>,
     channels: usize,
@@ -135,6 +143,11 @@ impl<T: Float> Ending<'_, T> {
     /// Ends `out`, whole tiles from element `start` on.
     #[inline(always)]
     pub(super) fn apply(&self, out: &mut [T], start: usize, partials: &mut [T]) {
+        if let Some(addend) = self.addend {
+            for (out, &addend) in out.iter_mut().zip(&addend[start..]) {
+                *out += addend;
+            }
+        }
         if let Some(mask) = self.mask {
             mask.mask(out, start);
         }

@@ -76,8 +76,9 @@ pub(super) struct KernelSums {
 pub(super) struct KernelEpilogue {
     mask: KernelSource,
     sums: KernelSums,
-    add: i32,
+    addend: In,
     wide: i32,
+    reserved: i32,
 }
 
 /// Twin of Targets in kernels/loss.cu.
@@ -275,12 +276,21 @@ pub(super) fn epilogue(
         .mask
         .map_or(Ok(NO_MASK), |mask| source(storage, "mask", mask, shape))?;
     let sums = sums(storage, epilogue.sums, shape, super::norm::partials_len(shape))?;
-    let wide = wide(storage, shape.channels, &[out, &mask, &sums]);
+    let addend = match (write, epilogue.addend) {
+        (Write::Set, None) => NONE,
+        (Write::Set, Some(addend)) => stored(storage, "addend", addend, shape.len())?,
+        (Write::Add, None) => out.read(),
+        (Write::Add, Some(_)) => {
+            return Err(Error::Internal("a residual beside Write::Add".into()));
+        }
+    };
+    let wide = wide(storage, shape.channels, &[out, &mask, &sums, &addend]);
     Ok(KernelEpilogue {
         mask,
         sums,
-        add: (write == Write::Add).into(),
+        addend,
         wide: wide.into(),
+        reserved: 0,
     })
 }
 
