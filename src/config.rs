@@ -3,6 +3,8 @@
 //! The struct is the command line (clap), the TOML recipe (serde) and the resolved `config.toml` of a run folder alike.
 //! `recipe.rs` decides which of them wins.
 
+mod method;
+
 use std::path::{Path, PathBuf};
 
 use clap::builder::RangedU64ValueParser;
@@ -12,13 +14,15 @@ use serde::{Deserialize, Serialize};
 use crate::budget::{MetaBudget, MetaDepth};
 use crate::data::meta_draw::MetaDraw;
 use crate::data::noise::NoiseKind;
-use crate::device::Normalise;
 use crate::device::choice::{DeviceChoice, Precision};
-use crate::engine::{EngineOptions, InnerProduct, NormMode, VirtualStep};
+use crate::device::{AugmentShape, StepParams};
+use crate::engine::{EngineOptions, InnerProduct, NormMode, VirtualStep, Weights};
+use crate::evaluate::plain;
 use crate::model::Init;
 use crate::schedule::Schedule;
-use crate::step::Objective;
 use crate::{Error, Result};
+
+pub use method::Method;
 
 /// Name of the dataset inside the binary.
 pub const BUNDLED: &str = "digits";
@@ -35,69 +39,6 @@ const DEFAULT_WARM_UP: u32 = 2;
 /// Whole numbers as large as TOML has them.
 fn whole<T: TryFrom<u64>>() -> RangedU64ValueParser<T> {
     RangedU64ValueParser::new().range(..=i64::MAX as u64)
-}
-
-/// What is trained.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "snake_case")]
-pub enum Method {
-    /// Cross-entropy on the given labels
-    Ce,
-    /// Given and predicted labels mixed with a fixed share
-    Bootstrap,
-    /// Given labels, reweighted by the clean images
-    L2rw,
-    /// Given and predicted labels, reweighted by the clean images
-    L2b,
-    /// Cross-entropy on the clean images alone, with as many updates
-    Clean,
-}
-
-impl Method {
-    /// Its name on the command line and in files.
-    pub fn name(self) -> &'static str {
-        match self {
-            Method::Ce => "ce",
-            Method::Bootstrap => "bootstrap",
-            Method::L2rw => "l2rw",
-            Method::L2b => "l2b",
-            Method::Clean => "clean",
-        }
-    }
-
-    /// What a step after the warm-up minimises.
-    pub fn objective(self) -> Objective {
-        match self {
-            Method::Ce | Method::Clean => Objective::CrossEntropy,
-            Method::Bootstrap => Objective::Bootstrap,
-            Method::L2rw => Objective::Reweight,
-            Method::L2b => Objective::L2b,
-        }
-    }
-
-    /// Whether it cannot do without clean images.
-    pub fn needs_clean(self) -> bool {
-        self == Method::Clean || self.objective().is_meta()
-    }
-
-    /// Whether the warm-up differs from the rest.
-    pub fn warms_up(self) -> bool {
-        self.objective() != Objective::CrossEntropy
-    }
-}
-
-/// How raw weights become weights (METHOD 2.4).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "snake_case")]
-pub enum Weights {
-    /// Negative ones to zero, then divided by their sum
-    Org,
-    /// softmax(raw / temperature)
-    Softmax,
-    /// Logistic function, then divided by their sum
-    Sigmoid,
-    /// softmax(raw), entries at or below the threshold to zero
-    Hard,
 }
 
 /// Everything a run depends on.
@@ -444,18 +385,7 @@ impl RunConfig {
             meta_depth: self.depth(),
             inner_product: self.inner_product,
             norm: self.norm,
-            normalise: match self.weights {
-                Weights::Org => Normalise::Rectify,
-                Weights::Softmax => Normalise::Softmax {
-                    temperature: self.temperature,
-                },
-                // METHOD 2.4: without the pseudo-label row, raw weights are clamped before the sigmoid.
-                Weights::Sigmoid if self.method == Method::L2rw => Normalise::RectifiedSigmoid,
-                Weights::Sigmoid => Normalise::Sigmoid,
-                Weights::Hard => Normalise::Hard {
-                    threshold: self.threshold,
-                },
-            },
+            normalise: self.weights.normalise(self.temperature, self.threshold),
             bootstrap: self.bootstrap,
         }
     }

@@ -9,8 +9,10 @@ use serde::Deserialize;
 
 use crate::arch::{Architecture, ModelName};
 use crate::budget::MetaDepth;
-use crate::device::{Device, Normalise, StepParams};
-use crate::engine::{Engine, EngineOptions, Images, InnerProduct, NormMode, Outcome, Slot, VirtualStep};
+use crate::device::{Device, StepParams};
+use crate::engine::{
+    Engine, EngineOptions, Images, InnerProduct, NormMode, Outcome, Slot, VirtualStep, Weights,
+};
 use crate::model::{Init, Model, Tensor};
 use crate::net::{Program, Reuse};
 use crate::step::Objective;
@@ -39,7 +41,7 @@ struct Settings {
     wd: f64,
     clip: f64,
     #[serde(default)]
-    weights: WeightsName,
+    weights: Weights,
     /// T of `softmax`, threshold of `hard`.
     #[serde(default = "one")]
     temperature: f64,
@@ -50,16 +52,6 @@ struct Settings {
 enum ImageSize {
     Square(usize),
     HeightWidth([usize; 2]),
-}
-
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum WeightsName {
-    #[default]
-    Org,
-    Softmax,
-    Sigmoid,
-    Hard,
 }
 
 fn four_stages_of_two() -> Vec<usize> {
@@ -85,19 +77,6 @@ impl Settings {
         }
     }
 
-    fn normalise(&self) -> Normalise {
-        match self.weights {
-            WeightsName::Org => Normalise::Rectify,
-            WeightsName::Softmax => Normalise::Softmax {
-                temperature: self.temperature,
-            },
-            WeightsName::Sigmoid => Normalise::Sigmoid,
-            WeightsName::Hard => Normalise::Hard {
-                threshold: self.temperature,
-            },
-        }
-    }
-
     fn check(&self, path: &Path) -> Result<()> {
         let not_negative = [
             ("lambda", self.lambda),
@@ -113,7 +92,7 @@ impl Settings {
             }
         }
         let (fits, expected) = match self.weights {
-            WeightsName::Hard => ((0.0..=1.0).contains(&self.temperature), "a threshold from 0 to 1"),
+            Weights::Hard => ((0.0..=1.0).contains(&self.temperature), "a threshold from 0 to 1"),
             _ => (
                 self.temperature.is_finite() && self.temperature > 0.0,
                 "a number above 0",
