@@ -395,6 +395,33 @@ impl RunConfig {
         self.schedule.at(self.lr, epoch, self.epochs, &self.milestones)
     }
 
+    /// What a step of an epoch (both from 0, steps through all epochs) needs.
+    pub fn step_params(&self, epoch: u32, step: u32) -> StepParams {
+        let lr = self.lr_at(epoch);
+        StepParams {
+            lr,
+            // The virtual step is the real one's size (METHOD 1.5).
+            lambda: lr,
+            eta: self.eta,
+            mu: self.momentum,
+            weight_decay: self.weight_decay,
+            clip: self.clip,
+            seed: self.seed,
+            step,
+            reserved: 0,
+        }
+    }
+
+    /// How a batch of `n` images `[H,W,C]` is augmented; `view` as in `random.rs`.
+    pub fn augment(&self, n: usize, image: [usize; 3], view: u16) -> AugmentShape {
+        AugmentShape {
+            pad: self.pad as i32,
+            flip: i32::from(self.flip),
+            view: i32::from(view),
+            ..plain(n, image)
+        }
+    }
+
     /// The TOML that [`RunConfig::from_toml`] reads back.
     ///
     /// # Errors

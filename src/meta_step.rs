@@ -17,6 +17,7 @@ use crate::model::{Init, Model, Tensor};
 use crate::net::{Program, Reuse};
 use crate::step::Objective;
 use crate::tensor_file::{self, Stored};
+use crate::weights::check_values;
 use crate::{Error, Result, atomic};
 
 /// Metadata key `l2b` of the input file. Other keys are ignored.
@@ -147,16 +148,7 @@ impl Input<'_> {
     fn floats(&self, name: &str, shape: &[usize]) -> Result<Vec<f64>> {
         let stored = self.get(name, Dtype::F32, shape)?;
         let values = stored.to_f64().expect("an F32 tensor has values");
-        match values.iter().position(|v| !v.is_finite()) {
-            None => Ok(values),
-            Some(index) => Err(Error::data(
-                self.path,
-                format!("tensor `{name}`, element {index}"),
-                "a finite number",
-                values[index].to_string(),
-                "",
-            )),
-        }
+        check_values(self.path, name, &values).map(|()| values)
     }
 
     /// Samples along the first axis of `name`.
@@ -270,7 +262,9 @@ pub fn load<D: Device>(device: D, input: &Path, inner_product: InnerProduct) -> 
         meta_depth: settings.meta_depth,
         inner_product,
         norm: settings.norm,
-        normalise: settings.normalise(),
+        normalise: settings
+            .weights
+            .normalise(settings.temperature, settings.temperature),
         ..EngineOptions::default()
     };
     let mut engine = Engine::new(device, model, options, &[n, m], Reuse::ByLifetime)?;
@@ -328,18 +322,6 @@ fn load_model<D: Device>(device: &D, file: &Input, program: Program) -> Result<M
     }
     for (index, (name, channels)) in model.running_names().into_iter().enumerate() {
         let values = file.floats(&name, &[channels])?;
-        if name.ends_with("var")
-            && let Some(bad) = values.iter().find(|v| **v < 0.0)
-        {
-            let what = format!("tensor `{name}`");
-            return Err(Error::data(
-                file.path,
-                what,
-                "variances, 0 or more",
-                bad.to_string(),
-                "",
-            ));
-        }
         model.write_running(device, index, &values)?;
     }
     Ok(model)
