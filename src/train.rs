@@ -368,7 +368,8 @@ fn loader(config: &RunConfig, task: &Task, from: u32, kept: bool) -> Result<Load
         meta_draw: config.draw(),
         meta_from,
         epochs: config.epochs,
-        images: !kept,
+        train_images: !kept && config.method != Method::Clean,
+        meta_images: !kept,
     };
     Loader::start(task.train.clone(), task.meta.clone(), sizes, from)
 }
