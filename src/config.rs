@@ -30,8 +30,8 @@ pub const BUNDLED: &str = "digits";
 /// Nominal noise rate of the bundled dataset where none is asked for.
 const DEFAULT_NOISE: f64 = 0.4;
 
-/// Clean images per class where nothing else says what is clean.
-const DEFAULT_META_PER_CLASS: u32 = 10;
+/// Clean images per class where the true labels are known and nothing else says what is clean.
+pub(crate) const DEFAULT_META_PER_CLASS: u32 = 10;
 
 /// Epochs of plain cross-entropy where nothing else is asked for.
 const DEFAULT_WARM_UP: u32 = 2;
@@ -63,7 +63,8 @@ pub struct RunConfig {
     #[arg(long, help_heading = "Data")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub meta_split: Option<String>,
-    /// Clean images per class, taken out of train [default: 10]
+    /// Clean images per class, taken out of train [default: 10 where true labels are known: in digits, under --noise, in
+    /// clean_labels]
     #[arg(long, help_heading = "Data")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub meta_per_class: Option<u32>,
@@ -219,8 +220,9 @@ impl RunConfig {
         }
         if self.labels.is_none() {
             let noise = if self.is_bundled() { DEFAULT_NOISE } else { 0.0 };
-            self.noise.get_or_insert(noise);
-            if self.meta_split.is_none() {
+            let noise = *self.noise.get_or_insert(noise);
+            // Labels to draw noise over are the truth; whether those of a folder are, `Task::open` asks the folder.
+            if self.meta_split.is_none() && (noise > 0.0 || self.is_bundled()) {
                 self.meta_per_class.get_or_insert(DEFAULT_META_PER_CLASS);
             }
         }

@@ -91,11 +91,12 @@ pub fn architecture(config: &RunConfig, task: &Task) -> Architecture {
     }
 }
 
-/// Completes a resolved configuration with what depends on the data: the clean images of a step.
+/// Completes a resolved configuration with what depends on the data: the clean images, and those of a step.
 ///
 /// # Errors
 /// `Config` for batches of more images than there are.
 pub fn fit_to_task(config: &mut RunConfig, task: &Task) -> Result<()> {
+    config.meta_per_class = task.meta_per_class;
     let most = task.meta.len();
     if config.method.needs_clean() {
         let usual = config.meta_budget.meta_batch(config.batch).min(most);

@@ -202,8 +202,14 @@ fn head<D: Device>(device: &D, config: &RunConfig, task: &Task, memory: Memory) 
     } else {
         String::new()
     };
+    let trusted = match task.meta_per_class.filter(|_| task.trusts_given_labels()) {
+        Some(k) => {
+            format!("clean   {k} images of each class by their given labels, which are taken as right\n")
+        }
+        None => String::new(),
+    };
     Ok(format!(
-        "data    {}: {} train, {} clean, {} test images\nlabels  {}\nnetwork width {}, blocks {:?}, {} parameters\n\
+        "data    {}: {} train, {} clean, {} test images\n{trusted}labels  {}\nnetwork width {}, blocks {:?}, {} parameters\n\
          {budget}device  {}, {}, {:.1} MB{}\n",
         task.manifest.name,
         task.train.len(),
