@@ -301,6 +301,70 @@ fn labels_files_and_recipes() {
     assert_eq!(hash(&bench.json("again/summary.json")), hash(&drawn));
 }
 
+/// Options win over a run's own configuration and what it derived from them: other budgets are other runs.
+#[test]
+fn compare_takes_budgets_over_a_runs_configuration() {
+    let bench = Bench::new();
+    bench.train("run", &[]);
+    let shown = bench.ok(&[
+        "compare",
+        "--config",
+        "run/config.toml",
+        "--methods",
+        "l2b",
+        "--meta-budget",
+        "full,fast",
+        "--seeds",
+        "1",
+        "--out",
+        "c",
+    ]);
+    assert!(shown.contains("l2b, fast − l2b, full"), "{shown}");
+    let runs = bench.json("c/compare.json")["runs"].clone();
+    assert_eq!(hash(&runs[0]), hash(&bench.json("run/summary.json")));
+    assert_ne!(hash(&runs[0]), hash(&runs[1]));
+}
+
+/// `config.toml` names the device that computed; another machine does not go on on another in silence.
+#[test]
+fn a_run_stays_on_its_device() {
+    let bench = Bench::new();
+    bench.ok(&[
+        "train", "--out", "run", "--method", "ce", "--width", "4", "--blocks", "1", "--epochs", "1",
+    ]);
+    let path = bench.path("run/config.toml");
+    let config = fs::read_to_string(&path).unwrap();
+    let device = config.lines().find(|line| line.starts_with("device")).unwrap();
+    assert!(
+        device != "device = \"auto\"" && config.contains("precision = "),
+        "{config}"
+    );
+    fs::write(&path, config.replace(device, "device = \"cuda:99\"")).unwrap();
+    let refused = |words: &[&str], parts: &[&str]| {
+        let output = bench.run(words);
+        let error = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(4), "{error}");
+        for part in ["cuda:99", "--device auto"].iter().chain(parts) {
+            assert!(error.contains(part), "{error}");
+        }
+    };
+    refused(
+        &["train", "--resume", "run"],
+        &["--config run/config.toml", "--out"],
+    );
+    refused(&["train", "--config", "run/config.toml", "--out", "new"], &[]);
+    assert!(!bench.path("new").exists());
+    bench.ok(&[
+        "train",
+        "--config",
+        "run/config.toml",
+        "--device",
+        "auto",
+        "--out",
+        "new",
+    ]);
+}
+
 #[test]
 fn compare_tabulates_the_same_runs() {
     let bench = Bench::new();
