@@ -12,7 +12,7 @@ use crate::budget::{self, MetaDepth};
 use crate::config::RunConfig;
 use crate::data::meta_draw::MetaDraw;
 use crate::device::Device;
-use crate::device::choice::{Visitor, with_device};
+use crate::device::choice::{DeviceChoice, Visitor, resolve, with_device};
 use crate::epoch_log::EpochRecord;
 use crate::recipe::ConfigArgs;
 use crate::run_folder::{RunFolder, Summary, check_free, default_path, prepare};
@@ -38,7 +38,9 @@ pub fn run(args: &TrainArgs, out: &mut impl Write) -> Result<()> {
     match &args.resume {
         None => {
             let mut config = args.config.load()?;
-            config.precision.get_or_insert(config.device.training_precision());
+            let precision = *config.precision.get_or_insert(config.device.training_precision());
+            // A resume computes where the run began, or not at all: another device gives other bits.
+            config.device = resolve(config.device, precision);
             if let Some(out) = &config.out {
                 check_free(out)?;
             }
@@ -53,15 +55,28 @@ pub fn run(args: &TrainArgs, out: &mut impl Write) -> Result<()> {
             }
             let threads = args.config.load_with(|_| ())?.threads;
             let (folder, config) = RunFolder::open(folder)?;
-            start(
-                RunConfig {
-                    threads: threads.or(config.threads),
-                    ..config
-                },
-                Some(folder),
-                out,
-            )
+            let config = RunConfig {
+                threads: threads.or(config.threads),
+                ..config
+            };
+            let (device, path) = (config.device, folder.path().to_owned());
+            start(config, Some(folder), out).map_err(|error| elsewhere(error, device, &path))
         }
+    }
+}
+
+/// Says how to begin the run anew where its device is not there.
+fn elsewhere(error: Error, device: DeviceChoice, folder: &Path) -> Error {
+    match error {
+        Error::Device { what, detail, .. } if what == device.to_string() => {
+            let config = folder.join("config.toml").display().to_string();
+            let hint = format!(
+                "a run goes on on its own device alone; to begin it anew on another: \
+                 l2b train --config {config} --device auto --out NEW"
+            );
+            Error::device(what, detail, hint)
+        }
+        other => other,
     }
 }
 

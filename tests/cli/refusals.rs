@@ -43,7 +43,22 @@ fn bad_input_is_refused_by_name_and_leaves_nothing() {
             2,
             &["--precision", "f64", "cpu"],
         ),
-        (&["train", "--device", "cuda:99"], 4, &["cuda:99", "hint"]),
+        (
+            &["train", "--device", "cuda:99"],
+            4,
+            &["cuda:99", "--device auto"],
+        ),
+        (
+            &["train", "--schedule", "step"],
+            2,
+            &["--milestones", "below 30", "[150]"],
+        ),
+        (&["numerics", "--method", "l2rw"], 2, &["--method", "l2b", "l2rw"]),
+        (
+            &["numerics", "--config", "ce.toml"],
+            2,
+            &["--method", "l2b", "ce"],
+        ),
         (
             &["train", "--config", "bad.toml"],
             2,
