@@ -368,6 +368,14 @@ impl RunConfig {
                 ));
             }
         }
+        if self.schedule == Schedule::Step && self.milestones.iter().all(|&m| m >= self.epochs) {
+            return Err(Error::config(
+                "--milestones of --schedule step",
+                format!("one below {}, the number of epochs", self.epochs),
+                format!("{:?}", self.milestones),
+                "otherwise the learning rate never falls, which is --schedule constant",
+            ));
+        }
         self.depth().check(self.blocks.len())?;
         if self.pad > 1024 {
             return Err(Error::config(

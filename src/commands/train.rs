@@ -1,13 +1,11 @@
 //! `l2b train`.
 
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
 
-use super::print;
+use super::{print, progress_bar};
 use crate::budget::{self, MetaDepth};
 use crate::config::RunConfig;
 use crate::data::meta_draw::MetaDraw;
@@ -126,7 +124,12 @@ impl<W: Write> Visitor for Run<'_, W> {
             }
             None => RunFolder::create(&new_path(&trainer.config), &trainer)?,
         };
-        let bar = progress_bar(&trainer);
+        let per_epoch = u64::from(trainer.task.train.len());
+        let bar = progress_bar(
+            per_epoch * u64::from(trainer.config.epochs),
+            "{prefix} {bar:30} {percent:>3} %, {eta} left; {msg}",
+        );
+        bar.set_position(per_epoch * u64::from(trainer.state.epoch));
         print(out, HEADER)?;
         while !trainer.is_done() {
             bar.set_prefix(format!("epoch {}", trainer.state.epoch + 1));
@@ -173,20 +176,6 @@ fn kept(error: Error, folder: &RunFolder) -> Error {
         }
         other => other,
     }
-}
-
-/// Images of all epochs; draws on a terminal only.
-fn progress_bar<D: Device>(trainer: &Trainer<D>) -> ProgressBar {
-    if !std::io::stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
-    let per_epoch = u64::from(trainer.task.train.len());
-    let bar = ProgressBar::new(per_epoch * u64::from(trainer.config.epochs));
-    let style = ProgressStyle::with_template("{prefix} {bar:30} {percent:>3} %, {eta} left; {msg}");
-    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-    bar.set_position(per_epoch * u64::from(trainer.state.epoch));
-    bar.enable_steady_tick(Duration::from_millis(200));
-    bar
 }
 
 fn head<D: Device>(device: &D, config: &RunConfig, task: &Task, memory: Memory) -> Result<String> {

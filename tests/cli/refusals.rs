@@ -29,6 +29,7 @@ fn bad_input_is_refused_by_name_and_leaves_nothing() {
     fs::create_dir(bench.path("taken")).unwrap();
     fs::create_dir(bench.path("empty")).unwrap();
     fs::write(bench.path("bad.toml"), "epochs = 3\nlearning_rate = 0.1\n").unwrap();
+    fs::write(bench.path("ce.toml"), "method = \"ce\"\n").unwrap();
     fs::write(bench.path("junk"), "not weights").unwrap();
     fs::write(bench.path("short"), [255; 6]).unwrap();
     let before = bench.names(".");
