@@ -99,14 +99,18 @@ fn train_then_eval_then_predict() {
     ]);
     let csv = fs::read_to_string(bench.path("p.csv")).unwrap();
     let mut lines = csv.lines();
-    assert_eq!(lines.next(), Some("id,label,p0,p1,p2,p3,p4,p5,p6,p7,p8,p9"));
+    assert_eq!(lines.next(), Some("id,label,p0,p1,p2,p3,p4,p5,p6,p7,p8,p9,given"));
+    let mut right = 0.0;
     for (id, line) in lines.clone().enumerate() {
         let cells: Vec<f64> = line.split(',').map(|c| c.parse().unwrap()).collect();
-        assert_eq!((cells.len(), cells[0]), (12, id as f64));
-        assert!((cells[2..].iter().sum::<f64>() - 1.0).abs() < 1e-7, "{line}");
-        let top = cells[2..].iter().copied().fold(0.0, f64::max);
-        assert_eq!(cells[2 + cells[1] as usize], top);
+        assert_eq!((cells.len(), cells[0]), (13, id as f64));
+        let probabilities = &cells[2..12];
+        assert!((probabilities.iter().sum::<f64>() - 1.0).abs() < 1e-7, "{line}");
+        let top = probabilities.iter().copied().fold(0.0, f64::max);
+        assert_eq!(probabilities[cells[1] as usize], top);
+        right += f64::from(u8::from(cells[1] == cells[12]));
     }
+    approx::assert_relative_eq!(right / 360.0, last, max_relative = 1e-12);
     assert_eq!(lines.count(), 360);
     // An existing file is never replaced.
     let again = bench.run(&["predict", "--weights", weights, "--out", "p.csv"]);
