@@ -3,6 +3,8 @@
 //! The struct is the command line (clap), the TOML recipe (serde) and the resolved `config.toml` of a run folder alike.
 //! `recipe.rs` decides which of them wins.
 
+mod method;
+
 use std::path::{Path, PathBuf};
 
 use clap::builder::RangedU64ValueParser;
@@ -12,13 +14,15 @@ use serde::{Deserialize, Serialize};
 use crate::budget::{MetaBudget, MetaDepth};
 use crate::data::meta_draw::MetaDraw;
 use crate::data::noise::NoiseKind;
-use crate::device::Normalise;
 use crate::device::choice::{DeviceChoice, Precision};
-use crate::engine::{EngineOptions, InnerProduct, NormMode, VirtualStep};
+use crate::device::{AugmentShape, StepParams};
+use crate::engine::{EngineOptions, InnerProduct, NormMode, VirtualStep, Weights};
+use crate::evaluate::plain;
 use crate::model::Init;
 use crate::schedule::Schedule;
-use crate::step::Objective;
 use crate::{Error, Result};
+
+pub use method::Method;
 
 /// Name of the dataset inside the binary.
 pub const BUNDLED: &str = "digits";
@@ -26,8 +30,8 @@ pub const BUNDLED: &str = "digits";
 /// Nominal noise rate of the bundled dataset where none is asked for.
 const DEFAULT_NOISE: f64 = 0.4;
 
-/// Clean images per class where nothing else says what is clean.
-const DEFAULT_META_PER_CLASS: u32 = 10;
+/// Clean images per class where the true labels are known and nothing else says what is clean.
+pub(crate) const DEFAULT_META_PER_CLASS: u32 = 10;
 
 /// Epochs of plain cross-entropy where nothing else is asked for.
 const DEFAULT_WARM_UP: u32 = 2;
@@ -35,69 +39,6 @@ const DEFAULT_WARM_UP: u32 = 2;
 /// Whole numbers as large as TOML has them.
 fn whole<T: TryFrom<u64>>() -> RangedU64ValueParser<T> {
     RangedU64ValueParser::new().range(..=i64::MAX as u64)
-}
-
-/// What is trained.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "snake_case")]
-pub enum Method {
-    /// Cross-entropy on the given labels
-    Ce,
-    /// Given and predicted labels mixed with a fixed share
-    Bootstrap,
-    /// Given labels, reweighted by the clean images
-    L2rw,
-    /// Given and predicted labels, reweighted by the clean images
-    L2b,
-    /// Cross-entropy on the clean images alone, with as many updates
-    Clean,
-}
-
-impl Method {
-    /// Its name on the command line and in files.
-    pub fn name(self) -> &'static str {
-        match self {
-            Method::Ce => "ce",
-            Method::Bootstrap => "bootstrap",
-            Method::L2rw => "l2rw",
-            Method::L2b => "l2b",
-            Method::Clean => "clean",
-        }
-    }
-
-    /// What a step after the warm-up minimises.
-    pub fn objective(self) -> Objective {
-        match self {
-            Method::Ce | Method::Clean => Objective::CrossEntropy,
-            Method::Bootstrap => Objective::Bootstrap,
-            Method::L2rw => Objective::Reweight,
-            Method::L2b => Objective::L2b,
-        }
-    }
-
-    /// Whether it cannot do without clean images.
-    pub fn needs_clean(self) -> bool {
-        self == Method::Clean || self.objective().is_meta()
-    }
-
-    /// Whether the warm-up differs from the rest.
-    pub fn warms_up(self) -> bool {
-        self.objective() != Objective::CrossEntropy
-    }
-}
-
-/// How raw weights become weights (METHOD 2.4).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "snake_case")]
-pub enum Weights {
-    /// Negative ones to zero, then divided by their sum
-    Org,
-    /// softmax(raw / temperature)
-    Softmax,
-    /// Logistic function, then divided by their sum
-    Sigmoid,
-    /// softmax(raw), entries at or below the threshold to zero
-    Hard,
 }
 
 /// Everything a run depends on.
@@ -122,7 +63,8 @@ pub struct RunConfig {
     #[arg(long, help_heading = "Data")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub meta_split: Option<String>,
-    /// Clean images per class, taken out of train [default: 10]
+    /// Clean images per class, taken out of train [default: 10 where true labels are known: in digits, under --noise, in
+    /// clean_labels]
     #[arg(long, help_heading = "Data")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub meta_per_class: Option<u32>,
@@ -278,8 +220,9 @@ impl RunConfig {
         }
         if self.labels.is_none() {
             let noise = if self.is_bundled() { DEFAULT_NOISE } else { 0.0 };
-            self.noise.get_or_insert(noise);
-            if self.meta_split.is_none() {
+            let noise = *self.noise.get_or_insert(noise);
+            // Labels to draw noise over are the truth; whether those of a folder are, `Task::open` asks the folder.
+            if self.meta_split.is_none() && (noise > 0.0 || self.is_bundled()) {
                 self.meta_per_class.get_or_insert(DEFAULT_META_PER_CLASS);
             }
         }
@@ -425,6 +368,14 @@ impl RunConfig {
                 ));
             }
         }
+        if self.schedule == Schedule::Step && self.milestones.iter().all(|&m| m >= self.epochs) {
+            return Err(Error::config(
+                "--milestones of --schedule step",
+                format!("one below {}, the number of epochs", self.epochs),
+                format!("{:?}", self.milestones),
+                "otherwise the learning rate never falls, which is --schedule constant",
+            ));
+        }
         self.depth().check(self.blocks.len())?;
         if self.pad > 1024 {
             return Err(Error::config(
@@ -444,18 +395,7 @@ impl RunConfig {
             meta_depth: self.depth(),
             inner_product: self.inner_product,
             norm: self.norm,
-            normalise: match self.weights {
-                Weights::Org => Normalise::Rectify,
-                Weights::Softmax => Normalise::Softmax {
-                    temperature: self.temperature,
-                },
-                // METHOD 2.4: without the pseudo-label row, raw weights are clamped before the sigmoid.
-                Weights::Sigmoid if self.method == Method::L2rw => Normalise::RectifiedSigmoid,
-                Weights::Sigmoid => Normalise::Sigmoid,
-                Weights::Hard => Normalise::Hard {
-                    threshold: self.threshold,
-                },
-            },
+            normalise: self.weights.normalise(self.temperature, self.threshold),
             bootstrap: self.bootstrap,
         }
     }
@@ -463,6 +403,33 @@ impl RunConfig {
     /// Learning rate of an epoch, from 0.
     pub fn lr_at(&self, epoch: u32) -> f64 {
         self.schedule.at(self.lr, epoch, self.epochs, &self.milestones)
+    }
+
+    /// What a step of an epoch (both from 0, steps through all epochs) needs.
+    pub fn step_params(&self, epoch: u32, step: u32) -> StepParams {
+        let lr = self.lr_at(epoch);
+        StepParams {
+            lr,
+            // The virtual step is the real one's size (METHOD 1.5).
+            lambda: lr,
+            eta: self.eta,
+            mu: self.momentum,
+            weight_decay: self.weight_decay,
+            clip: self.clip,
+            seed: self.seed,
+            step,
+            reserved: 0,
+        }
+    }
+
+    /// How a batch of `n` images `[H,W,C]` is augmented; `view` as in `random.rs`.
+    pub fn augment(&self, n: usize, image: [usize; 3], view: u16) -> AugmentShape {
+        AugmentShape {
+            pad: self.pad as i32,
+            flip: i32::from(self.flip),
+            view: i32::from(view),
+            ..plain(n, image)
+        }
     }
 
     /// The TOML that [`RunConfig::from_toml`] reads back.

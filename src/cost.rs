@@ -80,14 +80,7 @@ impl Visitor for Measurement<'_> {
         // Steps of no length: every window does the same work.
         let params = StepParams {
             lr: 0.0,
-            lambda: config.lr,
-            eta: config.eta,
-            mu: config.momentum,
-            weight_decay: config.weight_decay,
-            clip: config.clip,
-            seed: config.seed,
-            step: 0,
-            reserved: 0,
+            ..config.step_params(0, 0)
         };
         let objective = config.method.objective();
         let mut timed = |objective: Objective| -> Result<f64> {

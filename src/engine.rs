@@ -48,6 +48,35 @@ pub enum NormMode {
     Frozen,
 }
 
+/// How raw weights become weights (METHOD 2.4).
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize, clap::ValueEnum,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum Weights {
+    /// Negative ones to zero, then divided by their sum
+    #[default]
+    Org,
+    /// softmax(raw / temperature)
+    Softmax,
+    /// Logistic function, then divided by their sum
+    Sigmoid,
+    /// softmax(raw), entries at or below the threshold to zero
+    Hard,
+}
+
+impl Weights {
+    /// The device's rule, for weights of given and pseudo-labels together.
+    pub fn normalise(self, temperature: f64, threshold: f64) -> Normalise {
+        match self {
+            Weights::Org => Normalise::Rectify,
+            Weights::Softmax => Normalise::Softmax { temperature },
+            Weights::Sigmoid => Normalise::Sigmoid,
+            Weights::Hard => Normalise::Hard { threshold },
+        }
+    }
+}
+
 /// What is fixed for a run.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct EngineOptions {

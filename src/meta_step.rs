@@ -9,12 +9,15 @@ use serde::Deserialize;
 
 use crate::arch::{Architecture, ModelName};
 use crate::budget::MetaDepth;
-use crate::device::{Device, Normalise, StepParams};
-use crate::engine::{Engine, EngineOptions, Images, InnerProduct, NormMode, Outcome, Slot, VirtualStep};
+use crate::device::{Device, StepParams};
+use crate::engine::{
+    Engine, EngineOptions, Images, InnerProduct, NormMode, Outcome, Slot, VirtualStep, Weights,
+};
 use crate::model::{Init, Model, Tensor};
 use crate::net::{Program, Reuse};
 use crate::step::Objective;
 use crate::tensor_file::{self, Stored};
+use crate::weights::check_values;
 use crate::{Error, Result, atomic};
 
 /// Metadata key `l2b` of the input file. Other keys are ignored.
@@ -39,7 +42,7 @@ struct Settings {
     wd: f64,
     clip: f64,
     #[serde(default)]
-    weights: WeightsName,
+    weights: Weights,
     /// T of `softmax`, threshold of `hard`.
     #[serde(default = "one")]
     temperature: f64,
@@ -50,16 +53,6 @@ struct Settings {
 enum ImageSize {
     Square(usize),
     HeightWidth([usize; 2]),
-}
-
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum WeightsName {
-    #[default]
-    Org,
-    Softmax,
-    Sigmoid,
-    Hard,
 }
 
 fn four_stages_of_two() -> Vec<usize> {
@@ -85,19 +78,6 @@ impl Settings {
         }
     }
 
-    fn normalise(&self) -> Normalise {
-        match self.weights {
-            WeightsName::Org => Normalise::Rectify,
-            WeightsName::Softmax => Normalise::Softmax {
-                temperature: self.temperature,
-            },
-            WeightsName::Sigmoid => Normalise::Sigmoid,
-            WeightsName::Hard => Normalise::Hard {
-                threshold: self.temperature,
-            },
-        }
-    }
-
     fn check(&self, path: &Path) -> Result<()> {
         let not_negative = [
             ("lambda", self.lambda),
@@ -113,7 +93,7 @@ impl Settings {
             }
         }
         let (fits, expected) = match self.weights {
-            WeightsName::Hard => ((0.0..=1.0).contains(&self.temperature), "a threshold from 0 to 1"),
+            Weights::Hard => ((0.0..=1.0).contains(&self.temperature), "a threshold from 0 to 1"),
             _ => (
                 self.temperature.is_finite() && self.temperature > 0.0,
                 "a number above 0",
@@ -168,16 +148,7 @@ impl Input<'_> {
     fn floats(&self, name: &str, shape: &[usize]) -> Result<Vec<f64>> {
         let stored = self.get(name, Dtype::F32, shape)?;
         let values = stored.to_f64().expect("an F32 tensor has values");
-        match values.iter().position(|v| !v.is_finite()) {
-            None => Ok(values),
-            Some(index) => Err(Error::data(
-                self.path,
-                format!("tensor `{name}`, element {index}"),
-                "a finite number",
-                values[index].to_string(),
-                "",
-            )),
-        }
+        check_values(self.path, name, &values).map(|()| values)
     }
 
     /// Samples along the first axis of `name`.
@@ -291,7 +262,9 @@ pub fn load<D: Device>(device: D, input: &Path, inner_product: InnerProduct) -> 
         meta_depth: settings.meta_depth,
         inner_product,
         norm: settings.norm,
-        normalise: settings.normalise(),
+        normalise: settings
+            .weights
+            .normalise(settings.temperature, settings.temperature),
         ..EngineOptions::default()
     };
     let mut engine = Engine::new(device, model, options, &[n, m], Reuse::ByLifetime)?;
@@ -349,18 +322,6 @@ fn load_model<D: Device>(device: &D, file: &Input, program: Program) -> Result<M
     }
     for (index, (name, channels)) in model.running_names().into_iter().enumerate() {
         let values = file.floats(&name, &[channels])?;
-        if name.ends_with("var")
-            && let Some(bad) = values.iter().find(|v| **v < 0.0)
-        {
-            let what = format!("tensor `{name}`");
-            return Err(Error::data(
-                file.path,
-                what,
-                "variances, 0 or more",
-                bad.to_string(),
-                "",
-            ));
-        }
         model.write_running(device, index, &values)?;
     }
     Ok(model)

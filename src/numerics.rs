@@ -4,16 +4,18 @@
 //! A state is parameters, momentum and running statistics at the start, in the middle and at the end of a training run.
 //! From it every precision takes the same step, with the engine that trains; nothing is computed another way here.
 
+mod text;
+
 use std::collections::BTreeMap;
 
 use serde::Serialize;
 
 use crate::config::RunConfig;
 use crate::data::loader::{Batch, Loader, LoaderConfig};
+use crate::device::Device;
 use crate::device::choice::{DeviceChoice, Precision, Visitor, with_device};
-use crate::device::{AugmentShape, Device, StepParams};
 use crate::engine::{Engine, Images, Slot};
-use crate::evaluate::{plain, set_table};
+use crate::evaluate::set_table;
 use crate::model::{Model, Tensor};
 use crate::net::Reuse;
 use crate::random::{META_VIEW, TRAIN_VIEW};
@@ -139,12 +141,8 @@ struct Step<'a> {
 
 impl Step<'_> {
     fn feed<D: Device>(&self, engine: &mut Engine<D>, slot: Slot, batch: &Batch, view: u16) -> Result<()> {
-        let augment = AugmentShape {
-            pad: self.config.pad as i32,
-            flip: i32::from(self.config.flip),
-            view: i32::from(view),
-            ..plain(batch.len(), self.task.train.split().image_shape())
-        };
+        let image = self.task.train.split().image_shape();
+        let augment = self.config.augment(batch.len(), image, view);
         let images = Images::Pixels {
             bytes: &batch.images,
             ids: &batch.ids,
@@ -167,19 +165,8 @@ impl Visitor for &Step<'_> {
         self.state.put(&engine.device, &engine.model)?;
         self.feed(&mut engine, Slot::Train, self.train, TRAIN_VIEW)?;
         self.feed(&mut engine, Slot::Meta, self.meta, META_VIEW)?;
-        let lr = config.lr_at(self.state.epoch.min(config.epochs - 1));
-        let params = StepParams {
-            lr,
-            lambda: lr,
-            eta: config.eta,
-            mu: config.momentum,
-            weight_decay: config.weight_decay,
-            clip: config.clip,
-            seed: config.seed,
-            step: self.step,
-            reserved: 0,
-        };
-        engine.step(Objective::L2b, &params)?;
+        let epoch = self.state.epoch.min(config.epochs - 1);
+        engine.step(Objective::L2b, &config.step_params(epoch, self.step))?;
         let outcome = engine.outcome(Objective::L2b)?;
         engine.check(u64::from(self.step), &outcome)?;
         let flat = |arena: &D::Arena| -> Result<Vec<f64>> {
@@ -354,46 +341,6 @@ impl Report {
         }
         Ok(report)
     }
-
-    /// A table in Markdown: a line for each precision and quantity, figures for each state side by side.
-    pub fn markdown(&self) -> String {
-        let mut epochs: Vec<u32> = self.flips.iter().map(|row| row.epoch).collect();
-        epochs.dedup();
-        let mut precisions: Vec<Precision> = Vec::new();
-        for row in &self.flips {
-            if !precisions.contains(&row.precision) {
-                precisions.push(row.precision);
-            }
-        }
-        let mut text = "| precision | quantity |".to_owned();
-        for epoch in &epochs {
-            text += &format!(" after epoch {epoch}: cosine | sign % | relative error |");
-        }
-        text += "\n| --- | --- |";
-        text += &" --: | --: | --: |".repeat(epochs.len());
-        text += "\n";
-        for &precision in &precisions {
-            for quantity in QUANTITIES {
-                text += &format!("| {} | {quantity} |", precision.name());
-                let rows = self.rows.iter();
-                for row in rows.filter(|row| row.precision == precision && row.quantity == quantity) {
-                    let Agreement {
-                        cosine,
-                        sign,
-                        relative_error,
-                    } = row.agreement;
-                    text += &format!(" {cosine:.7} | {:.2} | {relative_error:.1e} |", 100.0 * sign);
-                }
-                text += "\n";
-            }
-            text += &format!("| {} | pseudo-labels flipped |", precision.name());
-            for row in self.flips.iter().filter(|row| row.precision == precision) {
-                text += &format!(" {} of {} | | |", row.flips, row.of);
-            }
-            text += "\n";
-        }
-        text
-    }
 }
 
 /// The next whole batches of a state, each with its clean images.
@@ -406,7 +353,8 @@ fn steps(config: &RunConfig, task: &Task, state: &State, count: u32) -> Result<V
         meta_from: 0,
         // A run at its end has no step left of its own: the epochs that would follow.
         epochs: config.epochs + count,
-        images: true,
+        train_images: true,
+        meta_images: true,
     };
     let mut loader = Loader::start(task.train.clone(), task.meta.clone(), sizes, state.step)?;
     let mut steps = Vec::new();

@@ -14,7 +14,7 @@
 //! | `key[1]` | high 32 bits of the seed |
 //! | `counter[0]` | index: sample id, class, parameter number; 0 where there is one stream per time |
 //! | `counter[1]` | `purpose << 16 \| view`; purpose in 1..=65535, view in 0..=65535 |
-//! | `counter[2]` | time: epoch for the order of the train samples, else step; 0 for draws made once |
+//! | `counter[2]` | time: epoch for the order of the train samples, pass for stratified clean images, else step; 0 for draws made once |
 //! | `counter[3]` | block number b, from 0 |
 //!
 //! Word number t of a stream is lane `t % 4` of `philox(counter with b = t / 4, key)`; all arithmetic wraps at 32 bits.
@@ -25,7 +25,6 @@
 //! |---|---|---|
 //! | [`Stream::word`] | 1 | the word w |
 //! | [`Stream::below`] k | 1 | `(w · k) >> 32` in 64-bit arithmetic: an integer in [0, k); each has probability 1/k within 2⁻³² |
-//! | [`Stream::uniform_f32`] | 1 | `(w >> 8) · 2⁻²⁴`, in [0, 1) |
 //! | [`Stream::uniform_f64`] | 2 | first word high, second low: `((w₀·2³² + w₁) >> 11) · 2⁻⁵³`, in [0, 1) |
 //! | [`Stream::choose`] n, m | min(m, n−1) | Fisher–Yates from the front, one word per place |
 
@@ -37,18 +36,16 @@ pub enum Purpose {
     Init = 1,
     /// Clean images taken out of train; index = class.
     Split = 2,
-    /// Label noise; index = sample id, except for draws over the whole set (index 0, view 1).
+    /// Label noise; index = sample id. The fixed targets of `flip` and `flip2`: seed 1, index = class, view 1.
     Noise = 3,
     /// Order of the train samples; time = epoch.
     Order = 4,
-    /// Meta batch; time = step.
+    /// Meta batch; time = step. Stratified: time = pass through the clean images; view 1 where it starts.
     MetaDraw = 5,
     /// Crop offsets; index = sample id, time = step.
     Crop = 6,
     /// Horizontal flip; index = sample id, time = step.
     Flip = 7,
-    /// Mixing coefficient and partners of a batch; time = step.
-    Mixup = 8,
 }
 
 /// `view` of train samples. Views tell apart draws for one sample at one time.
@@ -140,11 +137,6 @@ impl Stream {
         ((self.word() as u64 * k as u64) >> 32) as u32
     }
 
-    /// A float in [0, 1) on a grid of 2⁻²⁴.
-    pub const fn uniform_f32(&mut self) -> f32 {
-        (self.word() >> 8) as f32 / 16_777_216.0
-    }
-
     /// A float in [0, 1) on a grid of 2⁻⁵³.
     pub const fn uniform_f64(&mut self) -> f64 {
         let (high, low) = (self.word() as u64, self.word() as u64);
@@ -207,7 +199,6 @@ mod tests {
         );
         let mut s = crop.clone();
         assert_eq!([(); 6].map(|()| s.below(9)), [8, 3, 2, 7, 3, 8]);
-        assert_eq!(crop.clone().uniform_f32().to_bits(), 0x3f6c881a);
         assert_eq!(crop.clone().uniform_f64().to_bits(), 0x3fed_9103_586c_6143);
         assert_eq!(
             shuffle(5, Purpose::Order, 2, 12),
@@ -260,17 +251,15 @@ mod tests {
         let mut s = Stream::new(9, Purpose::Noise);
         let n = 100_000;
         let mut bins = [0u32; 10];
-        let (mut sum32, mut sum64) = (0.0, 0.0);
+        let mut sum = 0.0;
         for _ in 0..n {
-            let (a, b) = (s.uniform_f32(), s.uniform_f64());
-            assert!((0.0..1.0).contains(&a) && (0.0..1.0).contains(&b));
-            sum32 += f64::from(a);
-            sum64 += b;
+            let u = s.uniform_f64();
+            assert!((0.0..1.0).contains(&u));
+            sum += u;
             bins[s.below(10) as usize] += 1;
         }
         // Mean ½ with σ = 1/√(12 n) = 9.1e-4; bins 10 000 with σ = 94.9; both at 5σ.
-        assert!((sum32 / f64::from(n) - 0.5).abs() < 4.6e-3);
-        assert!((sum64 / f64::from(n) - 0.5).abs() < 4.6e-3);
+        assert!((sum / f64::from(n) - 0.5).abs() < 4.6e-3);
         assert!(bins.iter().all(|b| (9526..=10474).contains(b)), "{bins:?}");
     }
 }

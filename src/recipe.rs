@@ -1,4 +1,5 @@
-//! Where a run's configuration comes from: options on the command line over a TOML recipe over defaults.
+//! Where a run's configuration comes from: options on the command line over a TOML recipe over defaults. An option also wins
+//! over what the recipe holds only because of the option's old value.
 
 use std::path::{Path, PathBuf};
 
@@ -35,11 +36,27 @@ fn parse_recipe(path: &Path) -> Result<(RunConfig, toml::Table)> {
     Ok((config, toml::from_str(&text).map_err(refuse)?))
 }
 
+/// Keys of a recipe that an option makes void unless they are options too: what follows from its value where nothing else is
+/// asked for, as a run's `config.toml` holds it resolved, and what cannot stand beside it.
+const VOIDS: [(&str, &[&str]); 9] = [
+    ("labels", &["noise", "meta_per_class"]),
+    ("noise", &["labels"]),
+    ("meta_split", &["meta_per_class"]),
+    ("meta_per_class", &["meta_split"]),
+    ("meta_budget", &["meta_batch", "meta_draw", "meta_depth"]),
+    ("batch", &["meta_batch"]),
+    ("blocks", &["meta_depth"]),
+    ("epochs", &["warm_up"]),
+    ("device", &["precision"]),
+];
+
 /// A run's options on the command line: those given, and the recipe they win over.
 #[derive(Clone, Debug)]
 pub struct ConfigArgs {
     recipe: Option<PathBuf>,
     given: toml::Table,
+    /// Keys that they make void in the recipe.
+    void: Vec<&'static str>,
 }
 
 impl ConfigArgs {
@@ -60,6 +77,7 @@ impl ConfigArgs {
             Some(path) => parse_recipe(path)?.1,
             None => toml::Table::new(),
         };
+        table.retain(|key, _| !self.void.contains(&key));
         table.extend(self.given.clone());
         let mut config =
             RunConfig::deserialize(table).map_err(|e| Error::Internal(format!("options: {e}")))?;
@@ -82,7 +100,7 @@ impl Args for ConfigArgs {
             .long("config")
             .value_name("FILE")
             .value_parser(value_parser!(PathBuf))
-            .help("TOML recipe with any of these options; the command line wins over it");
+            .help("TOML recipe with any of these options; those of the command line win over it and what it derives from them");
         RunConfig::augment_args(command).arg(recipe)
     }
 
@@ -107,8 +125,12 @@ impl FromArgMatches for ConfigArgs {
         let config = RunConfig::from_arg_matches(matches)?;
         let mut given = toml::Table::try_from(config).map_err(|e| internal(&e))?;
         given.retain(|key, _| matches.value_source(key) == Some(ValueSource::CommandLine));
+        let voids = VOIDS
+            .into_iter()
+            .filter(|(option, _)| given.contains_key(*option));
         Ok(ConfigArgs {
             recipe: matches.get_one("config").cloned(),
+            void: voids.flat_map(|(_, void)| void).copied().collect(),
             given,
         })
     }
@@ -123,6 +145,7 @@ impl FromArgMatches for ConfigArgs {
 mod tests {
     use super::*;
     use crate::config::Method;
+    use crate::device::choice::Precision;
 
     fn args(words: &[&str]) -> ConfigArgs {
         let command = ConfigArgs::augment_args(Command::new("l2b"));
@@ -178,6 +201,89 @@ mod tests {
         assert_eq!(RunConfig::from_toml(Path::new(&path)).unwrap(), config);
         let resolved = RunConfig::default().resolve().unwrap();
         assert_eq!(resolved.clone().resolve().unwrap(), resolved);
+    }
+
+    /// Each: options over a run's own configuration, and keys with what they then are; `-`: left to the defaults.
+    #[test]
+    fn an_option_voids_what_followed_from_its_old_value() {
+        let resolved = args(&["--meta-budget", "full", "--blocks", "1,1,1"])
+            .load()
+            .unwrap();
+        let run = RunConfig {
+            meta_batch: Some(64),
+            precision: Some(Precision::Bf16),
+            ..resolved
+        };
+        let (_folder, path) = recipe(&run.to_toml().unwrap());
+        for (words, want) in [
+            (
+                "",
+                "noise 0.4, meta_batch 64, meta_draw \"uniform\", meta_depth \"all\", warm_up 2, precision \"bf16\"",
+            ),
+            (
+                "--meta-budget fast",
+                "meta_batch -, meta_draw \"stratified\", meta_depth 2, batch 64",
+            ),
+            (
+                "--meta-budget fast --meta-batch 64 --meta-depth 1",
+                "meta_batch 64, meta_draw \"stratified\", meta_depth 1",
+            ),
+            ("--batch 128", "batch 128, meta_batch -, meta_draw \"uniform\""),
+            ("--blocks 1,1,1,1 --meta-budget fast", "meta_depth 2"),
+            ("--labels f", "labels \"f\", noise -, meta_per_class -"),
+            (
+                "--meta-split clean",
+                "meta_split \"clean\", meta_per_class -, noise 0.4",
+            ),
+            ("--epochs 1", "epochs 1, warm_up 0, meta_batch 64"),
+            ("--epochs 9 --warm-up 4", "epochs 9, warm_up 4"),
+            ("--device cpu", "device \"cpu\", precision -"),
+            ("--device cpu --precision tf32", "precision \"tf32\""),
+            (
+                "--seed 3",
+                "seed 3, meta_batch 64, meta_draw \"uniform\", warm_up 2, precision \"bf16\"",
+            ),
+        ] {
+            let options = words.split(' ').filter(|word| !word.is_empty());
+            let words: Vec<&str> = ["--config", &path].into_iter().chain(options).collect();
+            let table = toml::Table::try_from(args(&words).load().unwrap()).unwrap();
+            for pair in want.split(", ") {
+                let (key, value) = pair.split_once(' ').unwrap();
+                let found = table.get(key).map_or("-".to_owned(), toml::Value::to_string);
+                assert_eq!(found, value, "{key} after {words:?}");
+            }
+        }
+        // The reverse: a recipe with labels or a clean split, options with noise or clean images per class.
+        let (_folder, path) = recipe("labels = \"f\"\n");
+        let config = args(&["--config", &path, "--noise", "0.2"]).load().unwrap();
+        assert_eq!(
+            (config.labels, config.noise, config.meta_per_class),
+            (None, Some(0.2), Some(10))
+        );
+        let (_folder, path) = recipe("meta_split = \"clean\"\nnoise = 0.2\n");
+        let config = args(&["--config", &path, "--meta-per-class", "3"])
+            .load()
+            .unwrap();
+        assert_eq!((config.meta_split, config.meta_per_class), (None, Some(3)));
+        // What the command line itself contradicts is refused as ever, and labels are never dropped for clean images.
+        let (_folder, path) = recipe("labels = \"f\"\n");
+        for words in [
+            &["--labels", "g", "--noise", "0.2"][..],
+            &["--meta-per-class", "3"],
+        ] {
+            let words = [&["--config", &path], words].concat();
+            assert_eq!(args(&words).load().unwrap_err().exit_code(), 2, "{words:?}");
+        }
+    }
+
+    /// Every name of the table is a key of a run.
+    #[test]
+    fn voided_keys_exist() {
+        let help = ConfigArgs::augment_args(Command::new("l2b"));
+        let known = |name: &str| help.get_arguments().any(|arg| arg.get_id() == name);
+        for (option, void) in VOIDS {
+            assert!(known(option) && void.iter().all(|key| known(key)), "{option}");
+        }
     }
 
     #[test]

@@ -11,7 +11,7 @@
 //! ```
 
 use crate::Result;
-use crate::device::{Device, Mem, Statistics, StepParams, Targets};
+use crate::device::{Device, Mem, Normalise, Statistics, StepParams, Targets};
 use crate::engine::{Engine, InnerProduct, NormMode, Slot, VirtualStep};
 use crate::net::{Pass, Sink};
 use crate::phase::Phase;
@@ -76,7 +76,7 @@ impl<D: Device> Engine<D> {
             self.device.weights(
                 self.weighed(objective, self.entry(Slot::Train, |e| e.weights)),
                 self.weighed(objective, self.entry(Slot::Train, |e| e.raw)),
-                self.options.normalise,
+                self.normalise(objective),
                 self.step_span(),
             )?;
         }
@@ -234,6 +234,14 @@ impl<D: Device> Engine<D> {
             ),
             Objective::Reweight => (self.row(weights, 0), None),
             Objective::L2b => (self.row(weights, 0), Some(self.row(weights, 1))),
+        }
+    }
+
+    /// METHOD 2.4: without the pseudo-label row, raw weights are clamped before the sigmoid.
+    fn normalise(&self, objective: Objective) -> Normalise {
+        match (objective, self.options.normalise) {
+            (Objective::Reweight, Normalise::Sigmoid) => Normalise::RectifiedSigmoid,
+            (_, normalise) => normalise,
         }
     }
 

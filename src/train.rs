@@ -19,10 +19,10 @@ use crate::arch::{Architecture, ModelName};
 use crate::config::{Method, RunConfig};
 use crate::data::loader::{Batch, Loader, LoaderConfig, Step};
 use crate::data::split::Subset;
-use crate::device::{AugmentShape, Device, StepParams};
+use crate::device::{Device, StepParams};
 use crate::engine::{Engine, Images, Lane, Slot};
 use crate::epoch_log::{EpochLog, EpochRecord, SampleWeights};
-use crate::evaluate::{Scores, images, plain, probabilities, set_table};
+use crate::evaluate::{Scores, images, probabilities, set_table};
 use crate::model::Model;
 use crate::net::Reuse;
 use crate::random::{META_VIEW, TRAIN_VIEW};
@@ -91,11 +91,12 @@ pub fn architecture(config: &RunConfig, task: &Task) -> Architecture {
     }
 }
 
-/// Completes a resolved configuration with what depends on the data: the clean images of a step.
+/// Completes a resolved configuration with what depends on the data: the clean images, and those of a step.
 ///
 /// # Errors
 /// `Config` for batches of more images than there are.
 pub fn fit_to_task(config: &mut RunConfig, task: &Task) -> Result<()> {
+    config.meta_per_class = task.meta_per_class;
     let most = task.meta.len();
     if config.method.needs_clean() {
         let usual = config.meta_budget.meta_batch(config.batch).min(most);
@@ -252,7 +253,7 @@ impl<D: Device> Trainer<D> {
         let Some(step) = self.loader.next_step()? else {
             return Err(Error::Internal(format!("no step {number}")));
         };
-        let params = self.step_params(number);
+        let params = self.config.step_params(self.state.epoch, number);
         let (train, meta) = self.batches(&step, objective);
         let train = (train.0, &train.1.labels[..]);
         let meta = meta.map(|(images, batch)| (images, &batch.labels[..]));
@@ -318,22 +319,6 @@ impl<D: Device> Trainer<D> {
         Ok(Scores::new(&p, &labels(&self.task.test), self.task.classes()))
     }
 
-    fn step_params(&self, number: u32) -> StepParams {
-        let lr = self.config.lr_at(self.state.epoch);
-        StepParams {
-            lr,
-            // The virtual step is the real one's size (METHOD 1.5).
-            lambda: lr,
-            eta: self.config.eta,
-            mu: self.config.momentum,
-            weight_decay: self.config.weight_decay,
-            clip: self.config.clip,
-            seed: self.config.seed,
-            step: number,
-            reserved: 0,
-        }
-    }
-
     /// The batch of a step that is trained on: for the clean images alone what the other methods get as meta batch.
     fn trained_on<'a>(&self, step: &'a Step) -> &'a Batch {
         match (self.config.method, &step.meta) {
@@ -345,12 +330,8 @@ impl<D: Device> Trainer<D> {
     /// Batches of a step, with their images.
     fn batches<'a>(&self, step: &'a Step, objective: Objective) -> (Taken<'a>, Option<Taken<'a>>) {
         let taken = |batch: &'a Batch, set, view| {
-            let augment = AugmentShape {
-                pad: self.config.pad as i32,
-                flip: i32::from(self.config.flip),
-                view: i32::from(view),
-                ..plain(batch.len(), self.task.train.split().image_shape())
-            };
+            let image = self.task.train.split().image_shape();
+            let augment = self.config.augment(batch.len(), image, view);
             (images(batch, set, augment), batch)
         };
         let train = self.trained_on(step);
@@ -388,7 +369,8 @@ fn loader(config: &RunConfig, task: &Task, from: u32, kept: bool) -> Result<Load
         meta_draw: config.draw(),
         meta_from,
         epochs: config.epochs,
-        images: !kept,
+        train_images: !kept && config.method != Method::Clean,
+        meta_images: !kept,
     };
     Loader::start(task.train.clone(), task.meta.clone(), sizes, from)
 }

@@ -131,8 +131,13 @@ fn needed<D: Device>(
 /// Largest images of one step, in bytes.
 pub(crate) fn sent_images(config: &RunConfig, task: &Task) -> usize {
     let image: usize = task.train.split().image_shape().iter().product();
+    let train = if config.method == Method::Clean {
+        0
+    } else {
+        config.batch
+    };
     let meta = config.meta_batch.filter(|_| config.method.needs_clean());
-    (config.batch.max(meta.unwrap_or(0)) + meta.unwrap_or(0)) as usize * image
+    (train + meta.unwrap_or(0)) as usize * image
 }
 
 /// Splits that the run reads images of, each once.
@@ -246,6 +251,13 @@ mod tests {
         let images = (task.train.split().len() + task.test.len()) as usize * 64;
         let sent = LANES * sent_images(&config, &task);
         assert!(rich.keep && rich.bytes == tight.bytes - sent + images, "{rich:?}");
+        // The clean images of a step, those alone where they are what is trained on; 64 bytes each.
+        assert_eq!(sent_images(&config, &task), (300 + 100) * 64);
+        let clean = RunConfig {
+            method: Method::Clean,
+            ..config.clone()
+        };
+        assert_eq!(sent_images(&clean, &task), 100 * 64);
         for memory in [tight, rich] {
             let (device, task) = (Cpu::<f32>::new(Some(1)).unwrap(), Task::open(&config).unwrap());
             let trainer = Trainer::with(device, config.clone(), task, memory.keep).unwrap();

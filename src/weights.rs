@@ -108,7 +108,7 @@ pub fn build<D: Device>(
     let program = description.architecture.program().map_err(|e| e.in_file(path))?;
     // Before any memory is taken: sizes in a damaged description must not ask for the wrong amount.
     for param in &program.params {
-        finite(file, path, &param.name, &param.shape)?;
+        checked(file, path, &param.name, &param.shape)?;
     }
     let model = Model::new(device, program, Init::Uniform, 0)?;
     restore(device, &model, path, file)?;
@@ -122,19 +122,7 @@ pub fn build<D: Device>(
 pub fn restore<D: Device>(device: &D, model: &Model<D>, path: &Path, file: &TensorFile) -> Result<()> {
     restore_flat(device, model, &model.params, path, file, "")?;
     for (index, (name, channels)) in model.running_names().into_iter().enumerate() {
-        let values = finite(file, path, &name, &[channels])?;
-        if name.ends_with("var")
-            && let Some(bad) = values.iter().find(|v| **v < 0.0)
-        {
-            let what = format!("tensor {name}");
-            return Err(Error::data(
-                path,
-                what,
-                "variances, 0 or more",
-                bad.to_string(),
-                "",
-            ));
-        }
+        let values = checked(file, path, &name, &[channels])?;
         model.write_running(device, index, &values)?;
     }
     Ok(())
@@ -153,7 +141,7 @@ pub fn restore_flat<D: Device>(
     prefix: &str,
 ) -> Result<()> {
     for (index, param) in model.program.params.iter().enumerate() {
-        let values = finite(file, path, &format!("{prefix}{}", param.name), &param.shape)?;
+        let values = checked(file, path, &format!("{prefix}{}", param.name), &param.shape)?;
         model.write_flat(
             device,
             flat,
@@ -167,19 +155,24 @@ pub fn restore_flat<D: Device>(
     Ok(())
 }
 
-fn finite(file: &TensorFile, path: &Path, name: &str, shape: &[usize]) -> Result<Vec<f64>> {
+fn checked(file: &TensorFile, path: &Path, name: &str, shape: &[usize]) -> Result<Vec<f64>> {
     let values = file.floats(path, name, shape)?;
-    match values.iter().position(|v| !v.is_finite()) {
-        None => Ok(values),
-        Some(index) => {
-            let what = format!("tensor {name}, element {index}");
-            Err(Error::data(
-                path,
-                what,
-                "a finite number",
-                values[index].to_string(),
-                "",
-            ))
-        }
-    }
+    check_values(path, name, &values).map(|()| values)
+}
+
+/// Refuses values of a tensor that no network can have: not finite, or variances below 0.
+///
+/// # Errors
+/// `Data` naming `path`, tensor and element.
+pub(crate) fn check_values(path: &Path, name: &str, values: &[f64]) -> Result<()> {
+    let (lowest, expected) = match name.ends_with("running_var") {
+        true => (0.0, "a variance: a finite number, 0 or more"),
+        false => (f64::MIN, "a finite number"),
+    };
+    // Written so that NaN fails.
+    let Some(index) = values.iter().position(|v| !(lowest..=f64::MAX).contains(v)) else {
+        return Ok(());
+    };
+    let what = format!("tensor {name}, element {index}");
+    Err(Error::data(path, what, expected, values[index].to_string(), ""))
 }

@@ -224,6 +224,18 @@ fn hostile_tensors_are_refused_by_name() {
         let error = run(&poisoned).1.expect_err(name);
         assert_eq!(error.exit_code(), 3, "{name}: {error}");
         assert!(error.to_string().contains(name.as_str()), "{error}");
+
+        // Of the floats only variances must not be below 0.
+        let negative = changed(|header, payload| {
+            let start = header[name]["data_offsets"][0].as_u64().unwrap() as usize;
+            payload[start..start + 4].copy_from_slice(&(-1f32).to_le_bytes());
+        });
+        if name.ends_with("running_var") {
+            let text = run(&negative).1.expect_err(name).to_string();
+            assert!(text.contains("a variance") && text.contains("found -1"), "{text}");
+        } else if !name.ends_with("labels") {
+            run(&negative).1.expect(name);
+        }
     }
 }
 

@@ -12,7 +12,9 @@ mod update;
 
 use l2b::device::cpu::Cpu;
 use l2b::device::{Device, LossShape, Normalise, Region, Statistics, StepParams, Targets};
-use l2b::engine::{Engine, EngineOptions, Images, InnerProduct, NormMode, Outcome, Slot, VirtualStep};
+use l2b::engine::{
+    Engine, EngineOptions, Images, InnerProduct, NormMode, Outcome, Slot, VirtualStep, Weights,
+};
 use l2b::model::{Init, Model, read, write};
 use l2b::net::{Program, Reuse};
 use l2b::step::Objective;
@@ -301,6 +303,36 @@ fn p3_p4_equal_labels_and_unit_sum() {
     let raw: f64 = o.alpha_raw.iter().chain(&o.beta_raw).map(|r| r.max(0.0)).sum();
     assert!((sum - raw / (raw + 1e-10)).abs() < 1e-14, "{sum}");
     assert!(o.alpha.iter().chain(&o.beta).all(|&w| w >= 0.0));
+}
+
+/// METHOD 2.4: sigmoid weights are those of raw weights clamped at 0 where there is no pseudo-label row, and else of the raw
+/// ones; the objective alone tells which.
+#[test]
+fn sigmoid_weights_are_clamped_without_pseudo_labels() {
+    let (train, val) = (Data::train(), Data::val());
+    let options = EngineOptions {
+        normalise: Weights::Sigmoid.normalise(1.0, 0.0),
+        ..EngineOptions::default()
+    };
+    let sigmoid = |r: f64| 1.0 / (1.0 + (-r).exp());
+    let shares = |values: Vec<f64>, extra: f64| -> Vec<f64> {
+        let sum = values.iter().sum::<f64>() + extra;
+        values.iter().map(|v| v / sum).collect()
+    };
+    for objective in [Objective::Reweight, Objective::L2b] {
+        let mut engine = engine(options, &train, &val);
+        engine.step(objective, &PARAMS).unwrap();
+        let o = engine.outcome(objective).unwrap();
+        assert!(o.alpha_raw.iter().any(|r| *r < 0.0));
+        if objective == Objective::L2b {
+            let raw = [o.alpha_raw, o.beta_raw].concat();
+            let want = shares(raw.into_iter().map(sigmoid).collect(), 0.0);
+            close("both", &[o.alpha, o.beta].concat(), &want, 1e-12);
+        } else {
+            let clamped = o.alpha_raw.iter().map(|r| sigmoid(r.max(0.0)));
+            close("given", &o.alpha, &shares(clamped.collect(), 1e-10), 1e-12);
+        }
+    }
 }
 
 /// P4: no positive raw weight, no weight. v ↦ −v by meta labels is not possible in general, so through the operation.

@@ -13,7 +13,10 @@ use common::run;
 fn train(config: RunConfig) -> Trainer<Cpu<f32>> {
     let mut config = config.resolve().unwrap();
     let task = prepare(&mut config).unwrap();
-    let mut trainer = Trainer::new(Cpu::new(Some(1)).unwrap(), config, task).unwrap();
+    run_all(Trainer::new(Cpu::new(Some(1)).unwrap(), config, task).unwrap())
+}
+
+fn run_all(mut trainer: Trainer<Cpu<f32>>) -> Trainer<Cpu<f32>> {
     while !trainer.is_done() {
         trainer.epoch(|_| ()).unwrap();
     }
@@ -63,13 +66,14 @@ fn divergence_is_named_and_undone() {
     run::divergence_is_named_and_undone(|| Cpu::<f32>::new(Some(1)).unwrap());
 }
 
-/// The clean split is larger than train: its sample ids are no ids of train.
+/// The clean split is larger than train: its sample ids are no ids of train, whose images are not even read.
 #[test]
 fn training_on_a_clean_split_touches_no_train_sample() {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("set");
     run::dataset(&data);
-    let mut trainer = train(RunConfig {
+    let shard = data.join("train-00000.safetensors");
+    let config = RunConfig {
         data,
         method: Method::Clean,
         meta_split: Some("trusted".into()),
@@ -79,7 +83,12 @@ fn training_on_a_clean_split_touches_no_train_sample() {
         blocks: vec![1],
         width: 4,
         ..RunConfig::default()
-    });
+    };
+    let mut config = config.resolve().unwrap();
+    let task = prepare(&mut config).unwrap();
+    let whole = std::fs::File::options().write(true).open(shard).unwrap();
+    whole.set_len(9).unwrap();
+    let mut trainer = run_all(Trainer::with(Cpu::<f32>::new(Some(1)).unwrap(), config, task, false).unwrap());
     assert_eq!(trainer.task.meta.len(), 30);
     let file = trainer.sample_weights.encode();
     assert_eq!(integers(&file, "id").len(), 11);

@@ -204,7 +204,8 @@ pub fn batches(data: &Path, (n, m): (usize, usize), steps: u32) -> Result<(Loade
         meta_draw: MetaDraw::Uniform,
         meta_from: 0,
         epochs: steps.div_ceil(per_epoch) + 1,
-        images: true,
+        train_images: true,
+        meta_images: true,
     };
     let image = set.split().image_shape().iter().product();
     Ok((Loader::start(set.clone(), set, config, 0)?, image))

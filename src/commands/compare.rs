@@ -157,6 +157,9 @@ pub fn run(args: &CompareArgs, out: &mut impl Write) -> Result<()> {
         seeds: args.seeds,
     };
     let runs = plan.runs()?;
+    // Clean images that a method lacks are missed now, not after the runs before it.
+    let mut first = runs.iter().filter(|(_, config)| config.seed == resolved.seed);
+    first.try_for_each(|(_, config)| Task::open(config).map(|_| ()))?;
     // Before the first run: a folder that cannot be written should cost nothing.
     let folder = NewFolder::create(&target)?;
 

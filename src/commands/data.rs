@@ -237,7 +237,8 @@ fn describe(dataset: &Dataset) -> Result<String> {
         list(&m.std),
     );
     let splits: Vec<_> = dataset.splits().collect();
-    let mut table = vec![["split", "images", "shards", "also"].map(str::to_owned).to_vec()];
+    let header = ["split", "images", "shards", "also", "fingerprint"];
+    let mut table = vec![header.map(str::to_owned).to_vec()];
     for split in &splits {
         let also = [
             (split.clean_labels().is_some(), "clean_labels"),
@@ -255,6 +256,7 @@ fn describe(dataset: &Dataset) -> Result<String> {
             split.len().to_string(),
             shards.to_string(),
             also.join(" "),
+            split.fingerprint().into(),
         ]);
     }
     text += &aligned(&table);

@@ -10,10 +10,12 @@ pub mod numerics;
 pub mod predict;
 pub mod train;
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::data::dataset::Dataset;
 use crate::data::manifest::Manifest;
@@ -32,6 +34,18 @@ use crate::{Error, Result};
 fn print(out: &mut impl Write, text: &str) -> Result<()> {
     let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
     written.map_err(|e| Error::io("standard output", e))
+}
+
+/// The images of a whole run; draws on a terminal only.
+fn progress_bar(images: u64, template: &str) -> ProgressBar {
+    if !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::new(images);
+    let style = ProgressStyle::with_template(template);
+    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    bar.enable_steady_tick(Duration::from_millis(200));
+    bar
 }
 
 /// On what to compute.

@@ -4,9 +4,10 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use clap::{Arg, ArgMatches, Args, Command, FromArgMatches, value_parser};
+use indicatif::ProgressBar;
 use serde::Serialize;
 
-use super::print;
+use super::{print, progress_bar};
 use crate::bench::machine::{COMMIT, DIRTY};
 use crate::config::{Method, RunConfig};
 use crate::device::choice::{Precision, resolve};
@@ -29,6 +30,7 @@ impl Args for NumericsArgs {
     fn augment_args(command: Command) -> Command {
         ConfigArgs::augment_args(command)
             .about("Train briefly, then compare a step in each precision with f64 on real batches")
+            .mut_arg("method", |arg| arg.hide(true))
             .mut_arg("precision", |arg| arg.help("Number format to train in"))
             .mut_arg("out", |arg| {
                 arg.value_name("FILE")
@@ -101,15 +103,20 @@ struct Record<'a> {
     report: &'a Report,
 }
 
+fn require_l2b(what: &str, config: &RunConfig) -> Result<()> {
+    let hint = "other methods have no β to compare";
+    match config.method {
+        Method::L2b => Ok(()),
+        other => Err(Error::config(what, "l2b", other.name(), hint)),
+    }
+}
+
 /// Runs `l2b numerics`, printing the table to `out`.
 ///
 /// # Errors
 /// Whatever the library reports.
 pub fn run(args: &NumericsArgs, out: &mut impl Write) -> Result<()> {
-    let given = args.config.load_with(|config| {
-        // β has to be there to be compared.
-        config.method = Method::L2b;
-    })?;
+    let given = args.config.load_with(|_| ())?;
     let target = given.out.clone();
     if let Some(path) = target.as_ref().filter(|path| path.exists()) {
         let found = format!("{} exists", path.display());
@@ -121,7 +128,10 @@ pub fn run(args: &NumericsArgs, out: &mut impl Write) -> Result<()> {
         ));
     }
     let (folder, mut config) = match &args.run {
-        None => (None, given.resolve()?),
+        None => {
+            require_l2b("--method", &given)?;
+            (None, given.resolve()?)
+        }
         Some(path) => {
             let not_of_the_run = |name: &&str| !["threads", "device", "out"].contains(name);
             if let Some(option) = args.config.given().find(not_of_the_run) {
@@ -135,14 +145,7 @@ pub fn run(args: &NumericsArgs, out: &mut impl Write) -> Result<()> {
                 ));
             }
             let (folder, config) = RunFolder::open(path)?;
-            if config.method != Method::L2b {
-                return Err(Error::config(
-                    "--run",
-                    "a run of method l2b",
-                    config.method.name(),
-                    "other methods have no β to compare",
-                ));
-            }
+            require_l2b("method of --run", &config)?;
             let device_given = args.config.given().any(|name| name == "device");
             let config = RunConfig {
                 device: if device_given { given.device } else { config.device },
@@ -154,7 +157,16 @@ pub fn run(args: &NumericsArgs, out: &mut impl Write) -> Result<()> {
     };
     let task = prepare(&mut config)?;
     let source = folder.as_ref().map_or(Source::Train, Source::Folder);
-    let states = states(&config, task, source, |_| ())?;
+    let bar = match source {
+        Source::Train => progress_bar(
+            u64::from(task.train.len()) * u64::from(config.epochs),
+            "training {bar:30} {percent:>3} %, {eta} left",
+        ),
+        Source::Folder(_) => ProgressBar::hidden(),
+    };
+    let states = states(&config, task, source, |images| bar.inc(images as u64));
+    bar.finish_and_clear();
+    let states = states?;
     let task = crate::task::Task::open(&config)?;
     let report = Report::new(&config, &task, &states, &args.precisions, args.batches)?;
     let device = resolve(config.device, args.precisions[0]);

@@ -21,7 +21,8 @@ pub struct PredictArgs {
     out: Option<PathBuf>,
 }
 
-/// Runs `l2b predict`: a line per image with its number in the split, the predicted label and all probabilities.
+/// Runs `l2b predict`: a line per image with its number in the split, the predicted label, all probabilities and the
+/// label that the dataset gives it.
 ///
 /// # Errors
 /// Whatever the library reports.
@@ -35,8 +36,9 @@ pub fn run(args: &PredictArgs, out: &mut impl Write) -> Result<()> {
     for class in 0..classes {
         let _ = write!(text, ",p{class}");
     }
-    text.push('\n');
-    for (id, p) in predictions
+    text += ",given\n";
+    let given = predictions.set.split().labels();
+    for (&id, p) in predictions
         .set
         .ids()
         .iter()
@@ -46,7 +48,7 @@ pub fn run(args: &PredictArgs, out: &mut impl Write) -> Result<()> {
         for p in p {
             let _ = write!(text, ",{p:.9}");
         }
-        text.push('\n');
+        let _ = writeln!(text, ",{}", given[id as usize]);
     }
     match &args.out {
         Some(path) => atomic::write_file(path, text.as_bytes()),

@@ -1,18 +1,16 @@
 //! `l2b train`.
 
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
 
-use super::print;
+use super::{print, progress_bar};
 use crate::budget::{self, MetaDepth};
 use crate::config::RunConfig;
 use crate::data::meta_draw::MetaDraw;
 use crate::device::Device;
-use crate::device::choice::{Visitor, with_device};
+use crate::device::choice::{DeviceChoice, Visitor, resolve, with_device};
 use crate::epoch_log::EpochRecord;
 use crate::recipe::ConfigArgs;
 use crate::run_folder::{RunFolder, Summary, check_free, default_path, prepare};
@@ -38,7 +36,9 @@ pub fn run(args: &TrainArgs, out: &mut impl Write) -> Result<()> {
     match &args.resume {
         None => {
             let mut config = args.config.load()?;
-            config.precision.get_or_insert(config.device.training_precision());
+            let precision = *config.precision.get_or_insert(config.device.training_precision());
+            // A resume computes where the run began, or not at all: another device gives other bits.
+            config.device = resolve(config.device, precision);
             if let Some(out) = &config.out {
                 check_free(out)?;
             }
@@ -53,15 +53,28 @@ pub fn run(args: &TrainArgs, out: &mut impl Write) -> Result<()> {
             }
             let threads = args.config.load_with(|_| ())?.threads;
             let (folder, config) = RunFolder::open(folder)?;
-            start(
-                RunConfig {
-                    threads: threads.or(config.threads),
-                    ..config
-                },
-                Some(folder),
-                out,
-            )
+            let config = RunConfig {
+                threads: threads.or(config.threads),
+                ..config
+            };
+            let (device, path) = (config.device, folder.path().to_owned());
+            start(config, Some(folder), out).map_err(|error| elsewhere(error, device, &path))
         }
+    }
+}
+
+/// Says how to begin the run anew where its device is not there.
+fn elsewhere(error: Error, device: DeviceChoice, folder: &Path) -> Error {
+    match error {
+        Error::Device { what, detail, .. } if what == device.to_string() => {
+            let config = folder.join("config.toml").display().to_string();
+            let hint = format!(
+                "a run goes on on its own device alone; to begin it anew on another: \
+                 l2b train --config {config} --device auto --out NEW"
+            );
+            Error::device(what, detail, hint)
+        }
+        other => other,
     }
 }
 
@@ -111,7 +124,12 @@ impl<W: Write> Visitor for Run<'_, W> {
             }
             None => RunFolder::create(&new_path(&trainer.config), &trainer)?,
         };
-        let bar = progress_bar(&trainer);
+        let per_epoch = u64::from(trainer.task.train.len());
+        let bar = progress_bar(
+            per_epoch * u64::from(trainer.config.epochs),
+            "{prefix} {bar:30} {percent:>3} %, {eta} left; {msg}",
+        );
+        bar.set_position(per_epoch * u64::from(trainer.state.epoch));
         print(out, HEADER)?;
         while !trainer.is_done() {
             bar.set_prefix(format!("epoch {}", trainer.state.epoch + 1));
@@ -160,20 +178,6 @@ fn kept(error: Error, folder: &RunFolder) -> Error {
     }
 }
 
-/// Images of all epochs; draws on a terminal only.
-fn progress_bar<D: Device>(trainer: &Trainer<D>) -> ProgressBar {
-    if !std::io::stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
-    let per_epoch = u64::from(trainer.task.train.len());
-    let bar = ProgressBar::new(per_epoch * u64::from(trainer.config.epochs));
-    let style = ProgressStyle::with_template("{prefix} {bar:30} {percent:>3} %, {eta} left; {msg}");
-    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-    bar.set_position(per_epoch * u64::from(trainer.state.epoch));
-    bar.enable_steady_tick(Duration::from_millis(200));
-    bar
-}
-
 fn head<D: Device>(device: &D, config: &RunConfig, task: &Task, memory: Memory) -> Result<String> {
     let program = architecture(config, task).program()?;
     let budget = if config.method.objective().is_meta() {
@@ -202,8 +206,14 @@ fn head<D: Device>(device: &D, config: &RunConfig, task: &Task, memory: Memory) 
     } else {
         String::new()
     };
+    let trusted = match task.meta_per_class.filter(|_| task.trusts_given_labels()) {
+        Some(k) => {
+            format!("clean   {k} images of each class by their given labels, which are taken as right\n")
+        }
+        None => String::new(),
+    };
     Ok(format!(
-        "data    {}: {} train, {} clean, {} test images\nlabels  {}\nnetwork width {}, blocks {:?}, {} parameters\n\
+        "data    {}: {} train, {} clean, {} test images\n{trusted}labels  {}\nnetwork width {}, blocks {:?}, {} parameters\n\
          {budget}device  {}, {}, {:.1} MB{}\n",
         task.manifest.name,
         task.train.len(),

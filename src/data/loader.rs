@@ -76,8 +76,10 @@ pub struct LoaderConfig {
     /// First epoch that gets clean images: the length of the warm-up, or `epochs` for methods that use none.
     pub meta_from: u32,
     pub epochs: u32,
-    /// Whether batches hold images: not where the device has them all.
-    pub images: bool,
+    /// Whether train batches hold images: not where the device has them all, or nobody looks at them.
+    pub train_images: bool,
+    /// Whether clean batches do.
+    pub meta_images: bool,
 }
 
 /// Order of the train samples in an epoch: their ids, shuffled. A pure function of (seed, epoch, ids).
@@ -195,12 +197,13 @@ fn produce(
         ready.step = step;
         let start = within as usize * config.batch as usize;
         let end = order.len().min(start + config.batch as usize);
-        let mut result = ready.train.fill(train, &order[start..end], config.images);
+        let mut result = ready.train.fill(train, &order[start..end], config.train_images);
         if epoch < config.meta_from {
             ready.meta = None;
         } else if result.is_ok() {
             let ids = config.meta_draw.ids(config.seed, step, meta, config.meta_batch);
-            result = ready.meta.get_or_insert_default().fill(meta, &ids, config.images);
+            let batch = ready.meta.get_or_insert_default();
+            result = batch.fill(meta, &ids, config.meta_images);
         }
         let failed = result.is_err();
         if send.send(result.map(|()| ready)).is_err() || failed {

@@ -9,8 +9,6 @@ pub const ALIGN: usize = 256;
 
 /// A number as it is stored in device memory.
 pub trait Element: Pod + Send + Sync + PartialOrd + std::fmt::Debug + 'static {
-    /// Name as the command line spells it.
-    const NAME: &'static str;
     /// Exact.
     fn to_f64(self) -> f64;
     /// Rounds to nearest.
@@ -18,7 +16,6 @@ pub trait Element: Pod + Send + Sync + PartialOrd + std::fmt::Debug + 'static {
 }
 
 impl Element for f32 {
-    const NAME: &'static str = "f32";
     fn to_f64(self) -> f64 {
         f64::from(self)
     }
@@ -28,7 +25,6 @@ impl Element for f32 {
 }
 
 impl Element for f64 {
-    const NAME: &'static str = "f64";
     fn to_f64(self) -> f64 {
         self
     }
@@ -38,7 +34,6 @@ impl Element for f64 {
 }
 
 impl Element for half::bf16 {
-    const NAME: &'static str = "bf16";
     fn to_f64(self) -> f64 {
         half::bf16::to_f64(self)
     }

@@ -29,6 +29,7 @@ fn bad_input_is_refused_by_name_and_leaves_nothing() {
     fs::create_dir(bench.path("taken")).unwrap();
     fs::create_dir(bench.path("empty")).unwrap();
     fs::write(bench.path("bad.toml"), "epochs = 3\nlearning_rate = 0.1\n").unwrap();
+    fs::write(bench.path("ce.toml"), "method = \"ce\"\n").unwrap();
     fs::write(bench.path("junk"), "not weights").unwrap();
     fs::write(bench.path("short"), [255; 6]).unwrap();
     let before = bench.names(".");
@@ -43,7 +44,22 @@ fn bad_input_is_refused_by_name_and_leaves_nothing() {
             2,
             &["--precision", "f64", "cpu"],
         ),
-        (&["train", "--device", "cuda:99"], 4, &["cuda:99", "hint"]),
+        (
+            &["train", "--device", "cuda:99"],
+            4,
+            &["cuda:99", "--device auto"],
+        ),
+        (
+            &["train", "--schedule", "step"],
+            2,
+            &["--milestones", "below 30", "[150]"],
+        ),
+        (&["numerics", "--method", "l2rw"], 2, &["--method", "l2b", "l2rw"]),
+        (
+            &["numerics", "--config", "ce.toml"],
+            2,
+            &["--method", "l2b", "ce"],
+        ),
         (
             &["train", "--config", "bad.toml"],
             2,

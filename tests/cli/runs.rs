@@ -99,14 +99,18 @@ fn train_then_eval_then_predict() {
     ]);
     let csv = fs::read_to_string(bench.path("p.csv")).unwrap();
     let mut lines = csv.lines();
-    assert_eq!(lines.next(), Some("id,label,p0,p1,p2,p3,p4,p5,p6,p7,p8,p9"));
+    assert_eq!(lines.next(), Some("id,label,p0,p1,p2,p3,p4,p5,p6,p7,p8,p9,given"));
+    let mut right = 0.0;
     for (id, line) in lines.clone().enumerate() {
         let cells: Vec<f64> = line.split(',').map(|c| c.parse().unwrap()).collect();
-        assert_eq!((cells.len(), cells[0]), (12, id as f64));
-        assert!((cells[2..].iter().sum::<f64>() - 1.0).abs() < 1e-7, "{line}");
-        let top = cells[2..].iter().copied().fold(0.0, f64::max);
-        assert_eq!(cells[2 + cells[1] as usize], top);
+        assert_eq!((cells.len(), cells[0]), (13, id as f64));
+        let probabilities = &cells[2..12];
+        assert!((probabilities.iter().sum::<f64>() - 1.0).abs() < 1e-7, "{line}");
+        let top = probabilities.iter().copied().fold(0.0, f64::max);
+        assert_eq!(probabilities[cells[1] as usize], top);
+        right += f64::from(u8::from(cells[1] == cells[12]));
     }
+    approx::assert_relative_eq!(right / 360.0, last, max_relative = 1e-12);
     assert_eq!(lines.count(), 360);
     // An existing file is never replaced.
     let again = bench.run(&["predict", "--weights", weights, "--out", "p.csv"]);
@@ -299,6 +303,70 @@ fn labels_files_and_recipes() {
     fs::write(bench.path("recipe.toml"), recipe.join("\n")).unwrap();
     bench.ok(&["train", "--config", "recipe.toml", "--out", "again"]);
     assert_eq!(hash(&bench.json("again/summary.json")), hash(&drawn));
+}
+
+/// Options win over a run's own configuration and what it derived from them: other budgets are other runs.
+#[test]
+fn compare_takes_budgets_over_a_runs_configuration() {
+    let bench = Bench::new();
+    bench.train("run", &[]);
+    let shown = bench.ok(&[
+        "compare",
+        "--config",
+        "run/config.toml",
+        "--methods",
+        "l2b",
+        "--meta-budget",
+        "full,fast",
+        "--seeds",
+        "1",
+        "--out",
+        "c",
+    ]);
+    assert!(shown.contains("l2b, fast − l2b, full"), "{shown}");
+    let runs = bench.json("c/compare.json")["runs"].clone();
+    assert_eq!(hash(&runs[0]), hash(&bench.json("run/summary.json")));
+    assert_ne!(hash(&runs[0]), hash(&runs[1]));
+}
+
+/// `config.toml` names the device that computed; another machine does not go on on another in silence.
+#[test]
+fn a_run_stays_on_its_device() {
+    let bench = Bench::new();
+    bench.ok(&[
+        "train", "--out", "run", "--method", "ce", "--width", "4", "--blocks", "1", "--epochs", "1",
+    ]);
+    let path = bench.path("run/config.toml");
+    let config = fs::read_to_string(&path).unwrap();
+    let device = config.lines().find(|line| line.starts_with("device")).unwrap();
+    assert!(
+        device != "device = \"auto\"" && config.contains("precision = "),
+        "{config}"
+    );
+    fs::write(&path, config.replace(device, "device = \"cuda:99\"")).unwrap();
+    let refused = |words: &[&str], parts: &[&str]| {
+        let output = bench.run(words);
+        let error = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(4), "{error}");
+        for part in ["cuda:99", "--device auto"].iter().chain(parts) {
+            assert!(error.contains(part), "{error}");
+        }
+    };
+    refused(
+        &["train", "--resume", "run"],
+        &["--config run/config.toml", "--out"],
+    );
+    refused(&["train", "--config", "run/config.toml", "--out", "new"], &[]);
+    assert!(!bench.path("new").exists());
+    bench.ok(&[
+        "train",
+        "--config",
+        "run/config.toml",
+        "--device",
+        "auto",
+        "--out",
+        "new",
+    ]);
 }
 
 #[test]

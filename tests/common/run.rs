@@ -139,7 +139,8 @@ pub fn directly<D: Device>(device: D, config: &RunConfig, steps: u32) -> Learned
             config.epochs
         },
         epochs: config.epochs,
-        images: true,
+        train_images: true,
+        meta_images: true,
     };
     let task = &trainer.task;
     let mut loader = Loader::start(task.train.clone(), task.meta.clone(), sizes, 0).unwrap();

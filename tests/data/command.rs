@@ -2,6 +2,8 @@
 
 use crate::hostile_files::write_idx_set;
 use assert_cmd::Command;
+use l2b::data::dataset::Dataset;
+use l2b::data::source::Access;
 use std::fs;
 use std::path::Path;
 
@@ -74,6 +76,10 @@ fn pack_noise_info() {
     assert!(!at.join("m.st").exists());
 
     let text = ok(at, "data info mini --verify --labels n.st");
+    let dataset = Dataset::open(&at.join("mini"), Access::Map).unwrap();
+    for split in dataset.splits() {
+        assert!(text.contains(split.fingerprint()), "{text}");
+    }
     assert!(text.contains("n.st    train  uniform-other"), "{text}");
     assert!(
         text.contains("verified 2 shards: 2 equal their sha256, 2 their checksums"),

@@ -18,7 +18,8 @@ const CONFIG: LoaderConfig = LoaderConfig {
     meta_draw: MetaDraw::Uniform,
     meta_from: 1,
     epochs: 3,
-    images: true,
+    train_images: true,
+    meta_images: true,
 };
 
 /// Train of ids 0, 2, 4, 5, 6 and meta of 1, 3 of the tiny set.
@@ -114,6 +115,27 @@ fn any_step_can_be_the_first_and_recycling_changes_nothing() {
         .collect();
     assert_eq!(in_one, [vec![0, 2, 4], vec![5, 6]]);
     assert_error(in_order(&train, 0, true).map(|_| ()), 2, &["batch"]);
+}
+
+#[test]
+fn images_that_nobody_wants_are_not_read() {
+    let folder = tempfile::tempdir().unwrap();
+    tiny(&folder);
+    let (train, meta) = subsets(&folder);
+    for (train_images, meta_images) in [(false, true), (true, false), (false, false)] {
+        let config = LoaderConfig {
+            train_images,
+            meta_images,
+            ..CONFIG
+        };
+        let mut loader = Loader::start(train.clone(), meta.clone(), config, 3).unwrap();
+        let step = loader.next_step().unwrap().unwrap();
+        let bytes = |batch: &Batch, wanted| if wanted { batch.len() * IMAGE } else { 0 };
+        assert_eq!(step.train.images.len(), bytes(&step.train, train_images));
+        let meta = step.meta.unwrap();
+        assert_eq!(meta.images.len(), bytes(&meta, meta_images));
+        assert_eq!((step.train.labels.len(), meta.labels.len()), (2, 2));
+    }
 }
 
 #[test]

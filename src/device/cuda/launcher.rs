@@ -48,7 +48,7 @@ impl Launcher {
             return Err(Error::device(
                 what,
                 "no NVIDIA driver (libcuda.so) found",
-                "use --device cpu",
+                "--device auto takes a GPU where there is one, else the CPU",
             ));
         }
         let emulated = driver::emulator_symbol(c"l2b_emulator_last_error").is_some();
@@ -58,7 +58,7 @@ impl Launcher {
             return Err(Error::device(
                 what,
                 format!("the driver sees {count} GPUs"),
-                "`l2b devices` lists them",
+                "`l2b devices` lists them; --device auto takes what there is",
             ));
         }
         let device = result::device::get(ordinal as i32).map_err(fail)?;
