@@ -27,6 +27,23 @@ pub fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
     })
 }
 
+/// Refuses to write to a path that something already has, be it a dangling link. `option` is what named it.
+///
+/// # Errors
+/// `Config` with the `hint`.
+pub fn require_free(option: &str, path: &Path, hint: &str) -> Result<()> {
+    if fs::symlink_metadata(path).is_err() {
+        return Ok(());
+    }
+    let found = path.display().to_string();
+    Err(Error::config(
+        option,
+        "a path that does not exist yet",
+        found,
+        hint,
+    ))
+}
+
 /// A folder under construction; dropped before [`NewFolder::commit`], it is removed with all it holds.
 #[derive(Debug)]
 pub struct NewFolder {
@@ -41,14 +58,11 @@ impl NewFolder {
     /// # Errors
     /// `Config` if `target` exists, `Io` if the file system refuses.
     pub fn create(target: &Path) -> Result<Self> {
-        if fs::symlink_metadata(target).is_ok() {
-            return Err(Error::config(
-                target.display().to_string(),
-                "a path that does not exist yet",
-                "an existing one",
-                "datasets are never changed once written: choose another name, or remove the old one yourself",
-            ));
-        }
+        require_free(
+            "new folder",
+            target,
+            "choose another name, or remove the old one yourself",
+        )?;
         fs::create_dir_all(parent(target)).map_err(|e| Error::io(parent(target), e))?;
         let (temporary, ()) = beside(target, |path| fs::create_dir(path))?;
         Ok(NewFolder {
@@ -147,6 +161,21 @@ mod tests {
         fs::create_dir(&blocked).unwrap();
         assert_eq!(write_file(&blocked, b"x").unwrap_err().exit_code(), 1);
         assert_eq!(names(folder.path()).len(), 2);
+    }
+
+    #[test]
+    fn only_a_free_path_is_written_to() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a");
+        require_free("--out", &path, "").unwrap();
+        std::os::unix::fs::symlink("nowhere", &path).unwrap();
+        let error = require_free("--out", &path, "choose another").unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        let want = format!(
+            "--out: expected a path that does not exist yet, found {}\nhint: choose another",
+            path.display()
+        );
+        assert_eq!(error.to_string(), want);
     }
 
     #[test]

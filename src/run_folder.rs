@@ -89,23 +89,6 @@ pub struct RunFolder {
     path: PathBuf,
 }
 
-/// Refuses a path that something already has.
-///
-/// # Errors
-/// `Config`.
-pub fn check_free(path: &Path) -> Result<()> {
-    if fs::symlink_metadata(path).is_err() {
-        return Ok(());
-    }
-    let hint = "a run never writes into an existing folder: choose another --out, or go on with --resume";
-    Err(Error::config(
-        "--out",
-        "a path that does not exist yet",
-        format!("{}", path.display()),
-        hint,
-    ))
-}
-
 /// `runs/NAME-N` for the lowest N from 1 that is free.
 pub fn default_path(name: &str) -> PathBuf {
     let path = |n: u32| PathBuf::from("runs").join(format!("{name}-{n}"));
@@ -119,7 +102,6 @@ impl RunFolder {
     /// # Errors
     /// `Config` if the path is taken, `Io`, those of the device.
     pub fn create<D: Device>(path: &Path, trainer: &Trainer<D>) -> Result<Self> {
-        check_free(path)?;
         let folder = NewFolder::create(path)?;
         let inside = RunFolder {
             path: folder.path().to_owned(),

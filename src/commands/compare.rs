@@ -14,7 +14,7 @@ use crate::compare::{Comparison, Plan, Variant};
 use crate::config::Method;
 use crate::data::meta_draw::MetaDraw;
 use crate::recipe::ConfigArgs;
-use crate::run_folder::{Summary, check_free, default_path};
+use crate::run_folder::{Summary, default_path};
 use crate::task::Task;
 use crate::{Error, Result};
 
@@ -144,7 +144,8 @@ pub fn run(args: &CompareArgs, out: &mut impl Write) -> Result<()> {
         args.noise.clone()
     };
     let target = base.out.clone().unwrap_or_else(|| default_path("compare"));
-    check_free(&target)?;
+    let hint = "a comparison never writes into an existing folder: choose another name";
+    atomic::require_free("--out", &target, hint)?;
     let per_epoch = u64::from(Task::open(&resolved)?.train.len());
     let plan = Plan {
         base,

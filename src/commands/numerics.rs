@@ -111,14 +111,12 @@ pub fn run(args: &NumericsArgs, out: &mut impl Write) -> Result<()> {
         config.method = Method::L2b;
     })?;
     let target = given.out.clone();
-    if let Some(path) = target.as_ref().filter(|path| path.exists()) {
-        let found = format!("{} exists", path.display());
-        return Err(Error::config(
+    if let Some(path) = &target {
+        atomic::require_free(
             "--out",
-            "a new file",
-            found,
-            "records are not overwritten",
-        ));
+            path,
+            "records are never overwritten: choose another name",
+        )?;
     }
     let (folder, mut config) = match &args.run {
         None => (None, given.resolve()?),

@@ -15,10 +15,10 @@ use crate::device::Device;
 use crate::device::choice::{Visitor, with_device};
 use crate::epoch_log::EpochRecord;
 use crate::recipe::ConfigArgs;
-use crate::run_folder::{RunFolder, Summary, check_free, default_path, prepare};
+use crate::run_folder::{RunFolder, Summary, default_path, prepare};
 use crate::task::Task;
 use crate::train::{Memory, Trainer, architecture, memory};
-use crate::{Error, Result};
+use crate::{Error, Result, atomic};
 
 /// Train a network; without options: the bundled digits, 40 % noise, L2B
 #[derive(Args, Debug)]
@@ -40,7 +40,9 @@ pub fn run(args: &TrainArgs, out: &mut impl Write) -> Result<()> {
             let mut config = args.config.load()?;
             config.precision.get_or_insert(config.device.training_precision());
             if let Some(out) = &config.out {
-                check_free(out)?;
+                let hint =
+                    "a run never writes into an existing folder: choose another name, or go on with --resume";
+                atomic::require_free("--out", out, hint)?;
             }
             start(config, None, out)
         }

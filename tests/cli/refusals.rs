@@ -110,7 +110,7 @@ fn bad_input_is_refused_by_name_and_leaves_nothing() {
         ),
         (&["train", "--width", "0"], 2, &["width"]),
         (&["train", "--blocks", "1,0"], 2, &["blocks"]),
-        (&["train", "--out", "taken"], 2, &["--out", "taken"]),
+        (&["train", "--out", "taken"], 2, &["--out", "taken", "--resume"]),
         (&["train", "--resume", "taken"], 2, &["--resume", "taken"]),
         (
             &["train", "--resume", "taken", "--lr", "1"],
@@ -124,7 +124,11 @@ fn bad_input_is_refused_by_name_and_leaves_nothing() {
         (&["predict", "--weights", "junk", "--out", "p.csv"], 3, &["junk"]),
         (&["compare", "--methods", "ce,best"], 2, &["best"]),
         (&["compare", "--seeds", "0"], 2, &["--seeds"]),
-        (&["compare", "--out", "taken"], 2, &["taken"]),
+        (
+            &["compare", "--out", "taken"],
+            2,
+            &["--out", "taken", "a comparison"],
+        ),
         (&["compare", "--labels", "junk"], 2, &["--labels"]),
         (&["compare", "--warm-up", "30"], 2, &["--warm-up"]),
         (&["meta-step", "--input", "junk", "--output", "o"], 3, &["junk"]),

@@ -111,6 +111,11 @@ fn train_then_eval_then_predict() {
     // An existing file is never replaced.
     let again = bench.run(&["predict", "--weights", weights, "--out", "p.csv"]);
     assert_eq!(again.status.code(), Some(2));
+    let error = text(&again.stderr);
+    assert!(
+        error.contains("--out") && error.contains("predictions are never"),
+        "{error}"
+    );
     assert_eq!(fs::read_to_string(bench.path("p.csv")).unwrap(), csv);
 }
 
