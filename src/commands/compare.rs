@@ -14,7 +14,7 @@ use crate::compare::{Comparison, Plan, Variant};
 use crate::config::Method;
 use crate::data::meta_draw::MetaDraw;
 use crate::recipe::ConfigArgs;
-use crate::run_folder::{Summary, default_path};
+use crate::run_folder::{RUNS, Summary};
 use crate::task::Task;
 use crate::{Error, Result};
 
@@ -143,7 +143,13 @@ pub fn run(args: &CompareArgs, out: &mut impl Write) -> Result<()> {
     } else {
         args.noise.clone()
     };
-    let target = base.out.clone().unwrap_or_else(|| default_path("compare"));
+    let base_name = std::path::Path::new(RUNS).join("compare");
+    let free = |path: &std::path::PathBuf| std::fs::symlink_metadata(path).is_err();
+    let target = base
+        .out
+        .clone()
+        .or_else(|| atomic::numbered(&base_name).find(free));
+    let target = target.ok_or_else(|| Error::Internal("numbers do not run out".into()))?;
     let hint = "a comparison never writes into an existing folder: choose another name";
     atomic::require_free("--out", &target, hint)?;
     let per_epoch = u64::from(Task::open(&resolved)?.train.len());

@@ -132,7 +132,7 @@ pub fn run(args: &NumericsArgs, out: &mut impl Write) -> Result<()> {
                     hint,
                 ));
             }
-            let (folder, config) = RunFolder::open(path)?;
+            let (folder, config) = RunFolder::open("--run", path)?;
             if config.method != Method::L2b {
                 return Err(Error::config(
                     "--run",

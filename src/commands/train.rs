@@ -15,7 +15,7 @@ use crate::device::Device;
 use crate::device::choice::{Visitor, with_device};
 use crate::epoch_log::EpochRecord;
 use crate::recipe::ConfigArgs;
-use crate::run_folder::{RunFolder, Summary, default_path, prepare};
+use crate::run_folder::{RunWriter, Summary, prepare};
 use crate::task::Task;
 use crate::train::{Memory, Trainer, architecture, memory};
 use crate::{Error, Result, atomic};
@@ -54,7 +54,7 @@ pub fn run(args: &TrainArgs, out: &mut impl Write) -> Result<()> {
                 return Err(Error::config(what, "no option but --threads", "one", hint));
             }
             let threads = args.config.load_with(|_| ())?.threads;
-            let (folder, config) = RunFolder::open(folder)?;
+            let (folder, config) = RunWriter::open(folder)?;
             start(
                 RunConfig {
                     threads: threads.or(config.threads),
@@ -67,7 +67,7 @@ pub fn run(args: &TrainArgs, out: &mut impl Write) -> Result<()> {
     }
 }
 
-fn start(mut config: RunConfig, folder: Option<RunFolder>, out: &mut impl Write) -> Result<()> {
+fn start(mut config: RunConfig, folder: Option<RunWriter>, out: &mut impl Write) -> Result<()> {
     let task = prepare(&mut config)?;
     let (device, precision, threads) = (config.device, config.precision(), config.threads);
     with_device(
@@ -88,7 +88,7 @@ struct Run<'a, W> {
     config: RunConfig,
     task: Task,
     /// None: a new one.
-    folder: Option<RunFolder>,
+    folder: Option<RunWriter>,
     out: &'a mut W,
 }
 
@@ -107,11 +107,11 @@ impl<W: Write> Visitor for Run<'_, W> {
         let mut trainer = Trainer::with(device, config, task, memory.keep)?;
         let folder = match folder {
             Some(folder) => {
-                folder.resume(&mut trainer)?;
+                folder.restore(&mut trainer)?;
                 print(out, &format!("resumed after epoch {}\n", trainer.state.epoch))?;
                 folder
             }
-            None => RunFolder::create(&new_path(&trainer.config), &trainer)?,
+            None => RunWriter::create(&trainer)?,
         };
         let bar = progress_bar(&trainer);
         print(out, HEADER)?;
@@ -135,13 +135,8 @@ impl<W: Write> Visitor for Run<'_, W> {
     }
 }
 
-fn new_path(config: &RunConfig) -> PathBuf {
-    let name = format!("{}-{}", config.method.name(), config.seed);
-    config.out.clone().unwrap_or_else(|| default_path(&name))
-}
-
 /// Says where the last good state is.
-fn kept(error: Error, folder: &RunFolder) -> Error {
+fn kept(error: Error, folder: &RunWriter) -> Error {
     match error {
         Error::Diverged {
             step,

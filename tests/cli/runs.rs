@@ -242,6 +242,104 @@ fn a_killed_run_resumes_to_the_same_bits() {
     assert_eq!(hash(&bench.json("straight/summary.json")), hash(&straight));
 }
 
+/// While a run goes on, others may read its folder but not train it.
+#[test]
+fn one_process_trains_a_run() {
+    let bench = Bench::new();
+    let words = ["train", "--out", "run", "--epochs", "100000", "--threads", "1"];
+    let mut trainer = bench.command(&[&words[..], &TINY[..4], &TINY[8..]].concat());
+    let mut trainer = trainer.stdout(Stdio::null()).spawn().unwrap();
+    while !bench.path("run/metrics.jsonl").exists() {
+        assert!(trainer.try_wait().unwrap().is_none(), "the trainer ended");
+        std::thread::yield_now();
+    }
+    // As a writer leaves it between two calls.
+    let half = bench.path("run/.last.safetensors.tmp-1-1");
+    fs::write(&half, "half").unwrap();
+    let read = [
+        "numerics",
+        "--run",
+        "run",
+        "--batches",
+        "1",
+        "--precisions",
+        "f32",
+    ];
+    let read = bench.run(&read);
+    let second = bench.run(&["train", "--resume", "run"]);
+    let still_there = half.exists();
+    trainer.kill().unwrap();
+    trainer.wait().unwrap();
+    assert!(read.status.success(), "{}", text(&read.stderr));
+    let error = text(&second.stderr);
+    assert_eq!(second.status.code(), Some(2), "{error}");
+    assert!(
+        error.contains("--resume") && error.contains("run, which one does"),
+        "{error}"
+    );
+    assert!(still_there, "removed under the trainer's hands");
+
+    // With the trainer gone its lock is, and what it left is removed. The resume is to end.
+    let config = bench.path("run/config.toml");
+    let text_of = fs::read_to_string(&config).unwrap();
+    // More than those of the warm-up, and than were done.
+    let epochs = 3.max(1 + records(&bench.path("run")).len());
+    fs::write(
+        &config,
+        text_of.replace("epochs = 100000", &format!("epochs = {epochs}")),
+    )
+    .unwrap();
+    bench.ok(&["train", "--resume", "run"]);
+    assert!(!half.exists());
+}
+
+/// Reading takes the checkpoint before a damaged one, and leaves both where they are.
+#[test]
+fn reading_changes_nothing() {
+    let bench = Bench::new();
+    bench.train("run", &[]);
+    let checkpoint = bench.path("run/checkpoint.safetensors");
+    let bytes = fs::read(&checkpoint).unwrap();
+    fs::write(&checkpoint, &bytes[..bytes.len() - 1]).unwrap();
+    let before = bench.names("run");
+    let shown = bench.ok(&[
+        "numerics",
+        "--run",
+        "run",
+        "--batches",
+        "1",
+        "--precisions",
+        "f32",
+    ]);
+    assert!(shown.contains("after epoch 2"), "{shown}");
+    assert_eq!(bench.names("run"), before);
+    assert_eq!(fs::read(&checkpoint).unwrap().len(), bytes.len() - 1);
+    let error = text(&bench.run(&["numerics", "--run", "."]).stderr);
+    assert!(
+        error.starts_with("error: --run: expected a run folder"),
+        "{error}"
+    );
+}
+
+/// Runs of one method and seed, started together without a name.
+#[test]
+fn runs_without_a_name_do_not_collide() {
+    let bench = Bench::new();
+    let words = [
+        &["train", "--method", "ce", "--epochs", "1", "--threads", "1"],
+        &TINY[..4],
+        &TINY[6..],
+    ]
+    .concat();
+    let runs = [(); 3].map(|()| bench.command(&words).stdout(Stdio::null()).spawn().unwrap());
+    for mut run in runs {
+        assert!(run.wait().unwrap().success());
+    }
+    assert_eq!(bench.names("runs"), ["ce-0-1", "ce-0-2", "ce-0-3"]);
+    let summaries = ["ce-0-1", "ce-0-2", "ce-0-3"].map(|run| bench.json(&format!("runs/{run}/summary.json")));
+    assert_eq!(hash(&summaries[0]), hash(&summaries[2]));
+}
+
 #[test]
 fn a_damaged_checkpoint_falls_back_to_the_one_before() {
     let bench = Bench::new();
