@@ -21,8 +21,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use crate::config::RunConfig;
+use crate::data::dataset::hex;
+use crate::data::labels::Overlay;
 use crate::device::Device;
 use crate::epoch_log::EpochRecord;
 use crate::task::Task;
@@ -49,6 +52,7 @@ const SUMMARY: &str = "summary.json";
 /// Metadata keys of a checkpoint.
 const STATE: &str = "state";
 const FINGERPRINT: &str = "dataset_fingerprint";
+const LABELS: &str = "labels_sha256";
 
 /// Prefix of momentum buffers in a checkpoint.
 const MOMENTUM: &str = "momentum.";
@@ -164,7 +168,8 @@ impl RunFolder {
     /// in the folder, which another process may be writing.
     ///
     /// # Errors
-    /// `Data` where both checkpoints are missing or damaged, or belong to another dataset.
+    /// `Data` where both checkpoints are missing or damaged, or belong to another dataset, other labels or other clean
+    /// images.
     pub fn restore<D: Device>(&self, trainer: &mut Trainer<D>) -> Result<PathBuf> {
         let (path, file) = self.checkpoint()?;
         let fingerprint = &trainer.task.overlay.fingerprint;
@@ -172,6 +177,15 @@ impl RunFolder {
         if found != fingerprint {
             let hint = "the run was started on another dataset";
             return Err(Error::data(&path, FINGERPRINT, fingerprint, found, hint));
+        }
+        // Checkpoints of earlier versions say nothing of the labels.
+        let (labels, found) = (labels_sha256(&trainer.task.overlay), file.metadata.get(LABELS));
+        if let Some(found) = found.filter(|found| **found != labels) {
+            let hint = match &trainer.config.labels {
+                Some(path) => format!("{} has been replaced since the run was started", path.display()),
+                None => format!("{CONFIG} has been changed since"),
+            };
+            return Err(Error::data(&path, LABELS, labels, found, hint));
         }
         let state: State = file.json(&path, STATE)?;
         let (epochs, steps) = (trainer.config.epochs, trainer.steps_per_epoch());
@@ -187,6 +201,21 @@ impl RunFolder {
         trainer.continue_from(state)?;
         Ok(path)
     }
+}
+
+/// Hash of what a run is told of its train split: labels and which images are clean.
+fn labels_sha256(overlay: &Overlay) -> String {
+    let mut hash = Sha256::new();
+    hash.update((overlay.labels.len() as u64).to_le_bytes());
+    overlay
+        .labels
+        .iter()
+        .for_each(|label| hash.update(label.to_le_bytes()));
+    overlay
+        .meta_index
+        .iter()
+        .for_each(|id| hash.update(id.to_le_bytes()));
+    hex(&hash.finalize())
 }
 
 /// Weights of a run as they are now.

@@ -4,8 +4,8 @@ use std::fs::{self, File, TryLockError};
 use std::path::Path;
 
 use super::{
-    BEST, CHECKPOINT, CONFIG, EVENTS, FINGERPRINT, LAST, METRICS, MOMENTUM, PREVIOUS, RUNS, RunFolder,
-    SAMPLE_WEIGHTS, STATE, SUMMARY, Summary, summary, weights_file,
+    BEST, CHECKPOINT, CONFIG, EVENTS, FINGERPRINT, LABELS, LAST, METRICS, MOMENTUM, PREVIOUS, RUNS,
+    RunFolder, SAMPLE_WEIGHTS, STATE, SUMMARY, Summary, labels_sha256, summary, weights_file,
 };
 use crate::atomic::{self, NewFolder};
 use crate::config::RunConfig;
@@ -155,6 +155,8 @@ impl RunWriter {
         file.metadata.insert(STATE.into(), state);
         file.metadata
             .insert(FINGERPRINT.into(), trainer.task.overlay.fingerprint.clone());
+        file.metadata
+            .insert(LABELS.into(), labels_sha256(&trainer.task.overlay));
         let path = self.folder.file(CHECKPOINT);
         if path.exists() {
             // From here to the end of `save` the previous one is the only one; `resume` knows it.

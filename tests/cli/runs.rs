@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::process::Stdio;
 
+use l2b::tensor_file::TensorFile;
 use serde_json::Value;
 
 use super::bench::{Bench, TINY, hash, records, text};
@@ -394,6 +395,23 @@ fn labels_files_and_recipes() {
     let drawn = bench.train("drawn", &[]);
     let given = bench.train("given", &["--labels", "labels"]);
     assert_eq!(hash(&drawn), hash(&given));
+
+    // Other labels in the file's place are noticed; a checkpoint from before they were noted is not refused.
+    fs::remove_file(bench.path("labels")).unwrap();
+    let again = "data noise --out labels --rate 0.4 --meta-per-class 10 --seed 1";
+    bench.ok(&again.split(' ').collect::<Vec<_>>());
+    let output = bench.run(&["train", "--resume", "given"]);
+    let error = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{error}");
+    assert!(
+        error.contains("labels_sha256") && error.contains("labels has been replaced"),
+        "{error}"
+    );
+    let path = bench.path("given/checkpoint.safetensors");
+    let mut checkpoint = TensorFile::load(&path).unwrap();
+    checkpoint.metadata.remove("labels_sha256").unwrap();
+    checkpoint.save(&path).unwrap();
+    bench.ok(&["train", "--resume", "given"]);
 
     // The resolved configuration is a recipe for the same run.
     let config = bench.path("drawn/config.toml");
