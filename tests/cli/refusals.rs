@@ -129,7 +129,12 @@ fn bad_input_is_refused_by_name_and_leaves_nothing() {
             2,
             &["--out", "taken", "a comparison"],
         ),
-        (&["compare", "--labels", "junk"], 2, &["--labels"]),
+        (&["compare", "--labels", "junk"], 3, &["junk"]),
+        (
+            &["compare", "--methods", "ce,l2rw", "--meta-batch", "8,101"],
+            2,
+            &["--meta-batch", "1 to 100", "101"],
+        ),
         (&["compare", "--warm-up", "30"], 2, &["--warm-up"]),
         (&["meta-step", "--input", "junk", "--output", "o"], 3, &["junk"]),
         (&["dance"], 2, &["dance"]),

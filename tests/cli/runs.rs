@@ -1,4 +1,4 @@
-//! Train, evaluate, predict, resume, compare.
+//! Train, evaluate, predict, resume.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -420,110 +420,6 @@ fn labels_files_and_recipes() {
     fs::write(bench.path("recipe.toml"), recipe.join("\n")).unwrap();
     bench.ok(&["train", "--config", "recipe.toml", "--out", "again"]);
     assert_eq!(hash(&bench.json("again/summary.json")), hash(&drawn));
-}
-
-#[test]
-fn compare_tabulates_the_same_runs() {
-    let bench = Bench::new();
-    let words: Vec<&str> = [
-        "compare",
-        "--methods",
-        "ce,l2b",
-        "--noise",
-        "0.2,0.6",
-        "--seeds",
-        "2",
-        "--out",
-        "c",
-    ]
-    .iter()
-    .chain(&TINY)
-    .copied()
-    .collect();
-    let shown = bench.ok(&words);
-    assert!(
-        shown.contains("| 60 % |") && shown.contains("l2b − ce"),
-        "{shown}"
-    );
-    assert_eq!(bench.names("c"), ["compare.csv", "compare.json", "compare.md"]);
-    let comparison = bench.json("c/compare.json");
-    let runs = comparison["runs"].as_array().unwrap();
-    assert_eq!(
-        (runs.len(), comparison["table"].as_array().unwrap().len()),
-        (8, 4)
-    );
-    assert_eq!(
-        fs::read_to_string(bench.path("c/compare.csv"))
-            .unwrap()
-            .lines()
-            .count(),
-        9
-    );
-    // Alone or side by side with others: the same bits.
-    let alone = bench.train("alone", &["--noise", "0.6", "--seed", "1"]);
-    let same = |r: &&Value| r["method"] == "l2b" && r["noise"] == 0.6 && r["seed"] == 1;
-    let row = runs.iter().find(same).unwrap();
-    assert_eq!(hash(row), hash(&alone));
-    // Both methods of a seed saw the same labels.
-    let realised: Vec<f64> = runs
-        .iter()
-        .filter(|r| r["noise"] == 0.6 && r["seed"] == 1)
-        .map(|r| r["noise_realised"].as_f64().unwrap())
-        .collect();
-    assert_eq!((realised.len(), realised[0]), (2, realised[1]));
-}
-
-#[test]
-fn compare_tabulates_budgets_with_their_cost() {
-    let bench = Bench::new();
-    let words = [
-        "--methods",
-        "l2b,ce",
-        "--seeds",
-        "1",
-        "--meta-batch",
-        "8",
-        "--meta-depth",
-        "all,0",
-    ];
-    let words: Vec<&str> = ["compare", "--out", "c"]
-        .iter()
-        .chain(&words)
-        .chain(&TINY)
-        .copied()
-        .collect();
-    let shown = bench.ok(&words);
-    for part in [
-        "l2b, m = 8, head − l2b, m = 8, all",
-        "l2b, m = 8, all − ce",
-        "ordinary steps",
-    ] {
-        assert!(shown.contains(part), "{part}: {shown}");
-    }
-    let comparison = bench.json("c/compare.json");
-    let list = |key: &str| comparison[key].as_array().unwrap().clone();
-    assert_eq!(
-        (list("runs").len(), list("table").len(), list("costs").len()),
-        (3, 3, 2)
-    );
-    assert_eq!(
-        (&list("table")[1]["meta_batch"], &list("table")[1]["meta_depth"]),
-        (&8.into(), &0.into())
-    );
-    let operations: Vec<f64> = list("costs")
-        .iter()
-        .map(|c| c["operations"].as_f64().unwrap())
-        .collect();
-    assert!(
-        operations[0] > operations[1] && operations[1] > 1.0,
-        "{operations:?}"
-    );
-    assert!(list("costs").iter().all(|c| c["ratio"].as_f64().unwrap() > 0.0));
-    // A row is the run of that budget alone, by its numbers.
-    let alone = |out: &str, depth: &str| bench.train(out, &["--meta-batch", "8", "--meta-depth", depth]);
-    assert_eq!(hash(&list("runs")[0]), hash(&alone("all", "all")));
-    assert_eq!(hash(&list("runs")[1]), hash(&alone("head", "0")));
-    assert_ne!(hash(&list("runs")[0]), hash(&list("runs")[1]));
 }
 
 /// A budget by name is the run with its numbers; numbers win over it.
