@@ -51,7 +51,8 @@ impl Args for CompareArgs {
             })
             .mut_arg("meta_budget", |arg| {
                 arg.value_delimiter(',').action(ArgAction::Append).help(
-                    "Costs of the meta pass by name, separated by commas; of this and the next three every combination",
+                    "Costs of the meta pass by name, separated by commas; of this and the next three every combination. They say nothing \
+                     to a method without a meta pass",
                 )
             })
             .mut_arg("meta_batch", |arg| {
@@ -89,8 +90,10 @@ impl Args for CompareArgs {
 impl FromArgMatches for CompareArgs {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
         let methods = matches.get_many("method").unwrap_or_default().copied();
+        // Lists are for the methods that they vary: no other depends on which value is the first.
+        let lists = ["meta_budget", "meta_batch", "meta_draw", "meta_depth"];
         Ok(CompareArgs {
-            config: ConfigArgs::from_arg_matches(matches)?,
+            config: ConfigArgs::from_arg_matches(matches)?.without(&lists),
             methods: distinct(methods),
             noise: listed(matches, "noise"),
             meta_budgets: listed(matches, "meta_budget"),

@@ -120,6 +120,23 @@ fn compare_takes_labels_of_a_file() {
     assert!(text(&both.stderr).contains("--noise"));
 }
 
+/// What clean images are trained on alone does not depend on lists for the methods with a meta pass.
+#[test]
+fn clean_is_the_same_beside_any_budgets() {
+    let bench = Bench::new();
+    let clean = bench.train("clean", &["--method", "clean"]);
+    for (out, lists) in [
+        ("a", "--meta-batch 16,64 --meta-budget fast,full"),
+        ("b", "--meta-batch 8 --meta-draw stratified,uniform"),
+    ] {
+        bench.ok(&compare(&format!(
+            "--methods clean --seeds 1 --out {out} {lists}"
+        )));
+        let comparison = bench.json(&format!("{out}/compare.json"));
+        assert_eq!(hash(&list(&comparison, "runs")[0]), hash(&clean), "{lists}");
+    }
+}
+
 /// A method that diverges costs the others nothing.
 #[test]
 fn a_run_that_diverges_is_a_row() {

@@ -431,6 +431,10 @@ fn budgets_have_names() {
     let numbers = split("--meta-batch 12 --meta-draw stratified --meta-depth 2");
     let numbers = bench.train("numbers", &numbers);
     assert_eq!(hash(&fast), hash(&numbers));
+    // The clean images alone are trained on without a meta pass, which a budget is of.
+    let clean = bench.train("clean", &split("--method clean"));
+    let budget = bench.train("clean fast", &split("--method clean --meta-budget fast"));
+    assert_eq!(hash(&clean), hash(&budget));
     let full = split("--meta-budget fast --meta-batch 32 --meta-draw uniform --meta-depth all");
     let full = bench.train("full", &full);
     assert_eq!(hash(&full), hash(&bench.train("default", &[])));
