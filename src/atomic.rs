@@ -27,6 +27,60 @@ pub fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
     })
 }
 
+/// Refuses to write to a path that something already has, be it a dangling link. `option` is what named it.
+///
+/// # Errors
+/// `Config` with the `hint`.
+pub fn require_free(option: &str, path: &Path, hint: &str) -> Result<()> {
+    if fs::symlink_metadata(path).is_err() {
+        return Ok(());
+    }
+    let found = path.display().to_string();
+    Err(Error::config(
+        option,
+        "a path that does not exist yet",
+        found,
+        hint,
+    ))
+}
+
+/// `PATH-1`, `PATH-2`, …
+pub fn numbered(path: &Path) -> impl Iterator<Item = PathBuf> {
+    (1u32..).map(|number| {
+        let mut name = path.as_os_str().to_owned();
+        name.push(format!("-{number}"));
+        name.into()
+    })
+}
+
+/// Makes something new called by the first of `names` that nothing has yet and that no other process is given first.
+///
+/// # Errors
+/// `Io`: that of `make`, or of the last name where all are taken.
+pub fn first_free(
+    names: impl IntoIterator<Item = PathBuf>,
+    make: impl Fn(&Path) -> std::io::Result<()>,
+) -> Result<PathBuf> {
+    let mut refused = Error::Internal("no name to choose from".into());
+    for name in names {
+        let made = match fs::symlink_metadata(&name) {
+            // Empty folders too, which a rename would replace.
+            Ok(_) => Err(ErrorKind::AlreadyExists.into()),
+            Err(_) => make(&name),
+        };
+        let Err(error) = made else { return Ok(name) };
+        let taken = matches!(
+            error.kind(),
+            ErrorKind::AlreadyExists | ErrorKind::DirectoryNotEmpty
+        );
+        refused = Error::io(name, error);
+        if !taken {
+            break;
+        }
+    }
+    Err(refused)
+}
+
 /// A folder under construction; dropped before [`NewFolder::commit`], it is removed with all it holds.
 #[derive(Debug)]
 pub struct NewFolder {
@@ -36,19 +90,11 @@ pub struct NewFolder {
 }
 
 impl NewFolder {
-    /// Starts a folder that will become `target`, which must not exist; its parents are created.
+    /// Starts a folder that will become `target`; its parents are created.
     ///
     /// # Errors
-    /// `Config` if `target` exists, `Io` if the file system refuses.
+    /// `Io`.
     pub fn create(target: &Path) -> Result<Self> {
-        if fs::symlink_metadata(target).is_ok() {
-            return Err(Error::config(
-                target.display().to_string(),
-                "a path that does not exist yet",
-                "an existing one",
-                "datasets are never changed once written: choose another name, or remove the old one yourself",
-            ));
-        }
         fs::create_dir_all(parent(target)).map_err(|e| Error::io(parent(target), e))?;
         let (temporary, ()) = beside(target, |path| fs::create_dir(path))?;
         Ok(NewFolder {
@@ -71,15 +117,22 @@ impl NewFolder {
     /// Gives the folder its final name.
     ///
     /// # Errors
-    /// `Io`, also when another process has put something there meanwhile; the temporary folder is then removed.
-    pub fn commit(mut self) -> Result<()> {
-        let rename = || {
-            sync_folder(&self.temporary)?;
-            fs::rename(&self.temporary, &self.target)
-        };
-        rename().map_err(|e| Error::io(&self.target, e))?;
+    /// `Io`, also when something is there; the temporary folder is then removed.
+    pub fn commit(self) -> Result<()> {
+        let target = self.target.clone();
+        self.commit_first([target]).map(drop)
+    }
+
+    /// Gives the folder the first of these names, all beside its target, that nothing has.
+    ///
+    /// # Errors
+    /// As [`NewFolder::commit`].
+    pub fn commit_first(mut self, names: impl IntoIterator<Item = PathBuf>) -> Result<PathBuf> {
+        sync_folder(&self.temporary).map_err(|e| Error::io(&self.target, e))?;
+        let name = first_free(names, |name| fs::rename(&self.temporary, name))?;
         self.committed = true;
-        sync_folder(parent(&self.target)).map_err(|e| Error::io(&self.target, e))
+        sync_folder(parent(&name)).map_err(|e| Error::io(&name, e))?;
+        Ok(name)
     }
 }
 
@@ -150,6 +203,21 @@ mod tests {
     }
 
     #[test]
+    fn only_a_free_path_is_written_to() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a");
+        require_free("--out", &path, "").unwrap();
+        std::os::unix::fs::symlink("nowhere", &path).unwrap();
+        let error = require_free("--out", &path, "choose another").unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        let want = format!(
+            "--out: expected a path that does not exist yet, found {}\nhint: choose another",
+            path.display()
+        );
+        assert_eq!(error.to_string(), want);
+    }
+
+    #[test]
     fn leftovers_of_a_killed_process_are_passed_over() {
         let folder = tempfile::tempdir().unwrap();
         let leftover = |number| {
@@ -182,7 +250,14 @@ mod tests {
         fs::write(new.path().join("f"), "x").unwrap();
         new.commit().unwrap();
         assert_eq!(names(&target), ["f"]);
-        assert_eq!(NewFolder::create(&target).unwrap_err().exit_code(), 2);
+        assert_eq!(
+            NewFolder::create(&target)
+                .unwrap()
+                .commit()
+                .unwrap_err()
+                .exit_code(),
+            1
+        );
     }
 
     #[test]
@@ -191,9 +266,36 @@ mod tests {
         let target = folder.path().join("d");
         let new = NewFolder::create(&target).unwrap();
         fs::create_dir(&target).unwrap();
+        assert_eq!(new.commit().unwrap_err().exit_code(), 1);
+        let new = NewFolder::create(&target).unwrap();
         fs::write(target.join("theirs"), "x").unwrap();
         assert_eq!(new.commit().unwrap_err().exit_code(), 1);
         assert_eq!(names(folder.path()), ["d"]);
         assert_eq!(names(&target), ["theirs"]);
+    }
+
+    /// Two that were started together: the second finds the first one's name taken when it is done.
+    #[test]
+    fn the_next_number_where_one_is_taken() {
+        let folder = tempfile::tempdir().unwrap();
+        let base = folder.path().join("d");
+        let path = |number: u32| folder.path().join(format!("d-{number}"));
+        let both = [(); 2].map(|()| NewFolder::create(&base).unwrap());
+        fs::write(path(2), "a file").unwrap();
+        let got = both.map(|new| {
+            fs::write(new.path().join("f"), "x").unwrap();
+            new.commit_first(numbered(&base)).unwrap()
+        });
+        assert_eq!(got, [path(1), path(3)]);
+        assert_eq!(names(folder.path()).len(), 3);
+        // Taken between the look and the making of it.
+        let make = |name: &Path| match name == path(4) {
+            true => Err(ErrorKind::DirectoryNotEmpty.into()),
+            false => fs::create_dir(name),
+        };
+        assert_eq!(first_free(numbered(&base), make).unwrap(), path(5));
+        // Another error is none that the next number would help.
+        let refused = first_free(numbered(&base), |_| Err(ErrorKind::PermissionDenied.into())).unwrap_err();
+        assert!(refused.to_string().contains("d-4"), "{refused}");
     }
 }

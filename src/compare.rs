@@ -1,18 +1,21 @@
 //! Several methods on the same data: for each seed and noise rate, all of them get the same clean set, the same noisy
-//! labels and the same initial weights. A method with a meta pass may be there at several budgets.
+//! labels and the same initial weights; with labels of a file, a seed is initial weights and order. A method with a meta
+//! pass may be there at several budgets.
+//!
+//! A comparison takes hours, so what would be refused is refused before the first run ([`Plan::check`]), what has ended is
+//! told at once ([`Plan::run`]), and a run that diverges is a result like another.
 
+mod plan;
+mod table;
 mod text;
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
-use clap::ValueEnum;
 use serde::Serialize;
 
-use crate::budget::{MetaBudget, MetaDepth};
-use crate::config::{Method, RunConfig};
+use crate::config::RunConfig;
 use crate::cost::{self, StepCost};
-use crate::data::meta_draw::MetaDraw;
 use crate::device::Device;
 use crate::device::choice::{DeviceChoice, Visitor, resolve, with_device};
 use crate::run_folder::{Summary, prepare, summary};
@@ -20,141 +23,36 @@ use crate::task::Task;
 use crate::train::{Trainer, architecture};
 use crate::{Error, Result};
 
-/// What to compare.
-#[derive(Clone, Debug)]
-pub struct Plan {
-    /// Everything but method, budget, noise and seed.
-    pub base: RunConfig,
-    pub methods: Vec<Method>,
-    /// Settings of the methods with a meta pass, every combination of these; empty: that of `base`.
-    pub meta_budgets: Vec<MetaBudget>,
-    pub meta_batches: Vec<u32>,
-    pub meta_draws: Vec<MetaDraw>,
-    pub meta_depths: Vec<MetaDepth>,
-    /// Nominal rates.
-    pub noise: Vec<f64>,
-    /// How many seeds, from `base.seed` on.
-    pub seeds: u32,
-}
+pub use plan::{Plan, Run, Variant};
+pub use table::{Cell, Difference, Spread};
 
-/// What is trained: a method, and where several meta passes are compared one of them.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Variant {
-    pub method: Method,
-    pub meta_budget: Option<MetaBudget>,
-    pub meta_batch: Option<u32>,
-    pub meta_draw: Option<MetaDraw>,
-    pub meta_depth: Option<MetaDepth>,
-}
-
-impl From<Method> for Variant {
-    fn from(method: Method) -> Self {
-        Variant {
-            method,
-            meta_budget: None,
-            meta_batch: None,
-            meta_draw: None,
-            meta_depth: None,
-        }
-    }
-}
-
-impl Variant {
-    /// In words.
-    pub fn name(&self) -> String {
-        fn word<T: ValueEnum>(value: T) -> Option<String> {
-            Some(value.to_possible_value()?.get_name().to_owned())
-        }
-        let budget = self.meta_budget.and_then(word);
-        let batch = self.meta_batch.map(|m| format!("m = {m}"));
-        let draw = self.meta_draw.and_then(word);
-        let depth = self.meta_depth.map(|depth| match depth {
-            MetaDepth::All => "all".to_owned(),
-            MetaDepth::Stages(0) => "head".to_owned(),
-            MetaDepth::Stages(count) => format!("last {count}"),
-        });
-        let method = Some(self.method.name().to_owned());
-        let parts = [method, budget, batch, draw, depth];
-        parts.into_iter().flatten().collect::<Vec<_>>().join(", ")
-    }
-
-    /// Whether it sets a meta pass apart from that of the base.
-    fn varies_meta_pass(&self) -> bool {
-        *self != Variant::from(self.method)
-    }
-
-    fn configure(&self, base: &RunConfig) -> RunConfig {
-        RunConfig {
-            method: self.method,
-            meta_budget: self.meta_budget.unwrap_or(base.meta_budget),
-            meta_batch: self.meta_batch.or(base.meta_batch),
-            meta_draw: self.meta_draw.or(base.meta_draw),
-            meta_depth: self.meta_depth.or(base.meta_depth),
-            ..base.clone()
-        }
-    }
-}
-
-/// One run of the comparison.
+/// A run that ended.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Row {
     /// [`Variant::name`].
     pub variant: String,
-    pub noise: f64,
+    /// Nominal; null where the labels are those of a file.
+    pub noise: Option<f64>,
     #[serde(flatten)]
     pub summary: Summary,
 }
 
-/// Mean, sample standard deviation (null for one value) and extremes.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Spread {
-    pub n: usize,
-    pub mean: f64,
-    pub std: Option<f64>,
-    pub min: f64,
-    pub max: f64,
-}
-
-impl Spread {
-    /// Of at least one value.
-    pub fn of(values: &[f64]) -> Self {
-        let n = values.len();
-        let mean = values.iter().sum::<f64>() / n as f64;
-        let square = values.iter().map(|v| (v - mean) * (v - mean)).sum::<f64>();
-        Spread {
-            n,
-            mean,
-            std: (n > 1).then(|| (square / (n - 1) as f64).sqrt()),
-            min: values.iter().copied().fold(f64::INFINITY, f64::min),
-            max: values.iter().copied().fold(f64::NEG_INFINITY, f64::max),
-        }
-    }
-}
-
-/// One variant at one noise rate, over the seeds.
+/// A run that diverged.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Cell {
+pub struct Failure {
+    /// [`Variant::name`].
     pub variant: String,
-    #[serde(flatten)]
-    pub what: Variant,
-    pub noise: f64,
-    /// Fraction of wrong labels.
-    pub noise_realised: Option<Spread>,
-    /// Accuracies, 0 to 1.
-    pub last: Spread,
-    pub best: Spread,
-    pub seconds: Spread,
+    pub noise: Option<f64>,
+    pub seed: u64,
+    /// In words.
+    pub failure: String,
 }
 
-/// Accuracy of one variant less that of another in the last epoch, seed by seed.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Difference {
-    pub variant: String,
-    pub against: String,
-    pub noise: f64,
-    pub last: Spread,
-    /// Seeds in which the first is ahead.
-    pub ahead: usize,
+/// How a run ended.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Ending {
+    Done(Box<Row>),
+    Diverged(Failure),
 }
 
 /// The step of a variant with a meta pass.
@@ -176,77 +74,54 @@ pub struct Comparison {
     pub side_by_side: usize,
     /// CPU threads of a run and of a measured step; null: one per core.
     pub threads: Option<usize>,
+    /// Runs asked for. Those neither in `runs` nor in `failures` are still to come, or were given up.
+    pub planned: usize,
     pub runs: Vec<Row>,
+    pub failures: Vec<Failure>,
+}
+
+impl Comparison {
+    /// Runs that ended or failed.
+    pub fn finished(&self) -> usize {
+        self.runs.len() + self.failures.len()
+    }
 }
 
 impl Plan {
-    /// What is compared, method by method.
-    pub fn variants(&self) -> Vec<Variant> {
-        /// Each variant with each of the values; as it is where there are none.
-        fn each<T: Copy>(variants: Vec<Variant>, values: &[T], set: fn(&mut Variant, T)) -> Vec<Variant> {
-            if values.is_empty() {
-                return variants;
-            }
-            let with = |variant: Variant| {
-                values.iter().map(move |&value| {
-                    let mut variant = variant;
-                    set(&mut variant, value);
-                    variant
-                })
-            };
-            variants.into_iter().flat_map(with).collect()
-        }
-        let of = |&method: &Method| {
-            let plain = vec![Variant::from(method)];
-            if !method.objective().is_meta() {
-                return plain;
-            }
-            let variants = each(plain, &self.meta_budgets, |v, budget| {
-                v.meta_budget = Some(budget)
-            });
-            let variants = each(variants, &self.meta_batches, |v, m| v.meta_batch = Some(m));
-            let variants = each(variants, &self.meta_draws, |v, draw| v.meta_draw = Some(draw));
-            each(variants, &self.meta_depths, |v, depth| v.meta_depth = Some(depth))
-        };
-        self.methods.iter().flat_map(of).collect()
-    }
-
-    /// Configurations of all runs, by noise, then seed, then variant.
+    /// Sets up every run of the first seed and trains none: what a run is refused for does not depend on its seed.
     ///
     /// # Errors
-    /// `Config` for the first that cannot be.
-    pub fn runs(&self) -> Result<Vec<(Variant, RunConfig)>> {
-        let mut runs = Vec::new();
-        for &noise in &self.noise {
-            for seed in 0..u64::from(self.seeds) {
-                for variant in self.variants() {
-                    let config = RunConfig {
-                        noise: Some(noise),
-                        seed: self.base.seed + seed,
-                        ..variant.configure(&self.base)
-                    };
-                    runs.push((variant, config.resolve()?));
-                }
-            }
-        }
-        Ok(runs)
+    /// As [`prepare`] and [`Trainer::new`].
+    pub fn check(&self, runs: &[Run]) -> Result<()> {
+        let (_, threads) = self.side_by_side();
+        let mut first_seed = runs.iter().filter(|run| run.config.seed == self.base.seed);
+        first_seed.try_for_each(|run| {
+            let stop = AtomicBool::new(true);
+            train(run.config.clone(), threads, &stop, &|_| ()).map(drop)
+        })
     }
 
-    /// What a step of each variant with a meta pass costs, one after the other; nothing where budgets are not compared.
-    fn costs(&self, threads: Option<usize>) -> Result<Vec<Cost>> {
-        let variants = self.variants().into_iter();
-        variants
-            .filter(Variant::varies_meta_pass)
-            .map(|variant| {
-                let mut config = variant.configure(&self.base).resolve()?;
-                let task = prepare(&mut config)?;
-                let program = architecture(&config, &task).program()?;
-                Ok(Cost {
+    /// What a step of each variant with a meta pass costs, one after the other; nothing where budgets are not compared, nor
+    /// for a step that diverges, as the variant's runs then tell.
+    ///
+    /// # Errors
+    /// Those of the data and the device.
+    pub fn costs(&self) -> Result<Vec<Cost>> {
+        let (_, threads) = self.side_by_side();
+        let mut costs = Vec::new();
+        for variant in self.variants().iter().filter(|v| v.varies_meta_pass()) {
+            let mut config = variant.configure(&self.base).resolve()?;
+            let task = prepare(&mut config)?;
+            let program = architecture(&config, &task).program()?;
+            match cost::measure(&config, program, threads) {
+                Err(Error::Diverged { .. }) => {}
+                step => costs.push(Cost {
                     variant: variant.name(),
-                    step: cost::measure(&config, program, threads)?,
-                })
-            })
-            .collect()
+                    step: step?,
+                }),
+            }
+        }
+        Ok(costs)
     }
 
     /// How many runs go on side by side, and the CPU threads of each. Runs are independent, so one thread each wastes
@@ -260,199 +135,164 @@ impl Plan {
         (self.base.threads.unwrap_or(cores), Some(1))
     }
 
-    /// Trains everything in [`Plan::runs`]. `progress` hears of every step (images, None) and of every run's end (0, its
-    /// variant and summary), from several threads.
+    /// Trains the runs. `step` hears of the images of every step, from several threads; `ended` of every run that has
+    /// ended, with the comparison so far.
     ///
-    /// # Errors
-    /// The first run's that fails; the others are given up.
+    /// Returns the comparison of the runs that ended, and the error, other than divergence, that stopped it: the other
+    /// runs are then given up.
     pub fn run(
         &self,
-        runs: &[(Variant, RunConfig)],
-        progress: impl Fn(usize, Option<(&Variant, &Summary)>) + Sync,
-    ) -> Result<Comparison> {
+        runs: &[Run],
+        costs: &[Cost],
+        step: impl Fn(usize) + Sync,
+        ended: impl FnMut(&Ending, &Comparison) + Send,
+    ) -> (Comparison, Result<()>) {
+        struct Shared<F> {
+            /// Of each run.
+            endings: Vec<Option<Ending>>,
+            error: Option<Error>,
+            ended: F,
+        }
         let (side_by_side, threads) = self.side_by_side();
         let side_by_side = side_by_side.min(runs.len()).max(1);
-        let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
-        let done: Mutex<Vec<(usize, Result<Summary>)>> = Mutex::new(Vec::new());
+        let comparison = |endings: &[Option<Ending>]| {
+            let (mut rows, mut failures) = (Vec::new(), Vec::new());
+            for ending in endings.iter().flatten().cloned() {
+                match ending {
+                    Ending::Done(row) => rows.push(*row),
+                    Ending::Diverged(failure) => failures.push(failure),
+                }
+            }
+            let (table, differences) = table::tabulate(self, &rows, &failures);
+            Comparison {
+                table,
+                differences,
+                costs: costs.to_vec(),
+                side_by_side,
+                threads,
+                planned: runs.len(),
+                runs: rows,
+                failures,
+            }
+        };
+        let (next, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
+        let shared = Mutex::new(Shared {
+            endings: vec![None; runs.len()],
+            error: None,
+            ended,
+        });
         let work = || {
-            while !failed.load(Ordering::Relaxed) {
+            while !stop.load(Ordering::Relaxed) {
                 let index = next.fetch_add(1, Ordering::Relaxed);
-                let Some((variant, config)) = runs.get(index) else {
+                let Some(run) = runs.get(index) else {
                     return;
                 };
-                let result = train(config.clone(), threads, &failed, &|images| progress(images, None));
-                if let Ok(summary) = &result {
-                    progress(0, Some((variant, summary)));
+                let ending = run.train(threads, &stop, &step);
+                // After a panic of another thread what it had to tell is still worth keeping.
+                let mut shared = shared.lock().unwrap_or_else(PoisonError::into_inner);
+                match ending {
+                    Ok(None) => {}
+                    Ok(Some(ending)) => {
+                        shared.endings[index] = Some(ending.clone());
+                        let so_far = comparison(&shared.endings);
+                        (shared.ended)(&ending, &so_far);
+                    }
+                    Err(error) => {
+                        stop.store(true, Ordering::Relaxed);
+                        shared.error.get_or_insert(error);
+                    }
                 }
-                failed.fetch_or(result.is_err(), Ordering::Relaxed);
-                done.lock()
-                    .expect("no thread panics while it holds this")
-                    .push((index, result));
             }
         };
-        std::thread::scope(|scope| {
+        let panicked = std::thread::scope(|scope| {
             let helpers: Vec<_> = (1..side_by_side).map(|_| scope.spawn(work)).collect();
             work();
-            helpers.into_iter().try_for_each(|helper| {
-                helper
-                    .join()
-                    .map_err(|_| Error::Internal("a thread of the comparison panicked".into()))
-            })
-        })?;
-        let mut done = done.into_inner().expect("no thread panics while it holds this");
-        done.sort_unstable_by_key(|(index, _)| *index);
-        let mut rows = Vec::new();
-        for (index, result) in done {
-            let (variant, config) = &runs[index];
-            rows.push(Row {
-                variant: variant.name(),
-                noise: config.noise.unwrap_or(0.0),
-                summary: result?,
-            });
-        }
-        let (table, differences) = self.tabulate(&rows);
-        Ok(Comparison {
-            table,
-            differences,
-            costs: self.costs(threads)?,
-            side_by_side,
-            threads,
-            runs: rows,
-        })
-    }
-
-    fn tabulate(&self, runs: &[Row]) -> (Vec<Cell>, Vec<Difference>) {
-        // In the order of the seeds, which is that of `runs`.
-        let of = |variant: &Variant, noise: f64, get: fn(&Summary) -> f64| -> Vec<f64> {
-            let name = variant.name();
-            runs.iter()
-                .filter(|r| r.variant == name && r.noise == noise)
-                .map(|r| get(&r.summary))
-                .collect()
+            helpers
+                .into_iter()
+                .filter_map(|helper| helper.join().err())
+                .count()
+        });
+        let shared = shared.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let result = match shared.error {
+            Some(error) => Err(error),
+            None if panicked > 0 => Err(Error::Internal("a thread of the comparison panicked".into())),
+            None => Ok(()),
         };
-        let variants = self.variants();
-        let (mut table, mut differences) = (Vec::new(), Vec::new());
-        for &noise in &self.noise {
-            for what in &variants {
-                let realised = of(what, noise, |s| s.noise_realised.unwrap_or(f64::NAN));
-                table.push(Cell {
-                    variant: what.name(),
-                    what: *what,
-                    noise,
-                    noise_realised: realised
-                        .iter()
-                        .all(|r| r.is_finite())
-                        .then(|| Spread::of(&realised)),
-                    last: Spread::of(&of(what, noise, |s| s.last_accuracy)),
-                    best: Spread::of(&of(what, noise, |s| s.best_accuracy)),
-                    seconds: Spread::of(&of(what, noise, |s| s.seconds)),
-                });
-            }
-            // L2B, at its first budget, against the other methods; its other budgets against the first.
-            let Some(l2b) = variants.iter().find(|v| v.method == Method::L2b) else {
-                continue;
-            };
-            for other in variants.iter().filter(|v| *v != l2b) {
-                let (variant, against) = if other.method == Method::L2b {
-                    (other, l2b)
-                } else {
-                    (l2b, other)
-                };
-                let first = of(variant, noise, |s| s.last_accuracy);
-                let second = of(against, noise, |s| s.last_accuracy);
-                let paired: Vec<f64> = first.iter().zip(&second).map(|(a, b)| a - b).collect();
-                differences.push(Difference {
-                    variant: variant.name(),
-                    against: against.name(),
-                    noise,
-                    last: Spread::of(&paired),
-                    ahead: paired.iter().filter(|d| **d > 0.0).count(),
-                });
-            }
-        }
-        (table, differences)
+        (comparison(&shared.endings), result)
     }
 }
 
-/// Trains one run in memory.
+impl Run {
+    /// Trains it in memory. None where it was given up.
+    ///
+    /// # Errors
+    /// Those of a run but `Diverged`.
+    fn train(
+        &self,
+        threads: Option<usize>,
+        stop: &AtomicBool,
+        step: &(impl Fn(usize) + Sync),
+    ) -> Result<Option<Ending>> {
+        let (variant, noise) = (self.variant.name(), self.config.noise);
+        match train(self.config.clone(), threads, stop, step) {
+            Ok(summary) => Ok(summary.map(|summary| {
+                Ending::Done(Box::new(Row {
+                    variant,
+                    noise,
+                    summary,
+                }))
+            })),
+            Err(error @ Error::Diverged { .. }) => {
+                let text = error.to_string();
+                Ok(Some(Ending::Diverged(Failure {
+                    variant,
+                    noise,
+                    seed: self.config.seed,
+                    // Without the hint.
+                    failure: text.lines().next().unwrap_or_default().to_owned(),
+                })))
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Trains one run in memory. None where `stop` was set before its end: it is looked at before every epoch.
 fn train(
     mut config: RunConfig,
     threads: Option<usize>,
-    given_up: &AtomicBool,
-    progress: &(impl Fn(usize) + Sync),
-) -> Result<Summary> {
+    stop: &AtomicBool,
+    step: &(impl Fn(usize) + Sync),
+) -> Result<Option<Summary>> {
     let task = prepare(&mut config)?;
     let (device, precision) = (config.device, config.precision());
-    with_device(
-        device,
-        precision,
-        threads,
-        Run {
-            config,
-            task,
-            given_up,
-            progress,
-        },
-    )
+    let training = Training {
+        config,
+        task,
+        stop,
+        step,
+    };
+    with_device(device, precision, threads, training)
 }
 
-struct Run<'a, P> {
+struct Training<'a, F> {
     config: RunConfig,
     task: Task,
-    given_up: &'a AtomicBool,
-    progress: &'a P,
+    stop: &'a AtomicBool,
+    step: &'a F,
 }
 
-impl<P: Fn(usize)> Visitor for Run<'_, P> {
-    type Output = Summary;
+impl<F: Fn(usize)> Visitor for Training<'_, F> {
+    type Output = Option<Summary>;
 
-    fn visit<D: Device>(self, device: D) -> Result<Summary> {
+    fn visit<D: Device>(self, device: D) -> Result<Option<Summary>> {
         let mut trainer = Trainer::new(device, self.config, self.task)?;
-        while !trainer.is_done() && !self.given_up.load(Ordering::Relaxed) {
-            trainer.epoch(self.progress)?;
+        while !trainer.is_done() {
+            if self.stop.load(Ordering::Relaxed) {
+                return Ok(None);
+            }
+            trainer.epoch(self.step)?;
         }
-        summary(&trainer)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn spread_by_hand() {
-        let spread = Spread::of(&[1.0, 2.0, 6.0]);
-        assert_eq!(
-            (spread.n, spread.mean, spread.min, spread.max),
-            (3, 3.0, 1.0, 6.0)
-        );
-        assert_eq!(spread.std, Some(7f64.sqrt()));
-        assert_eq!(Spread::of(&[4.0]).std, None);
-    }
-
-    #[test]
-    fn every_combination_of_meta_passes_and_no_other_method_twice() {
-        let plan = Plan {
-            base: RunConfig::default(),
-            methods: vec![Method::Ce, Method::L2b],
-            meta_budgets: vec![MetaBudget::Full, MetaBudget::Fast],
-            meta_batches: Vec::new(),
-            meta_draws: vec![MetaDraw::Uniform, MetaDraw::Stratified],
-            meta_depths: vec![MetaDepth::Stages(1)],
-            noise: vec![0.4],
-            seeds: 1,
-        };
-        let names: Vec<_> = plan.variants().iter().map(Variant::name).collect();
-        let want = [
-            "ce",
-            "l2b, full, uniform, last 1",
-            "l2b, full, stratified, last 1",
-            "l2b, fast, uniform, last 1",
-            "l2b, fast, stratified, last 1",
-        ];
-        assert_eq!(names, want);
-        let runs = plan.runs().unwrap();
-        let draws: Vec<_> = runs[1..].iter().map(|(_, config)| config.draw()).collect();
-        assert_eq!(draws, [MetaDraw::Uniform, MetaDraw::Stratified].repeat(2));
+        summary(&trainer).map(Some)
     }
 }

@@ -227,8 +227,9 @@ impl RunConfig {
             }
         }
         let stages = self.blocks.len();
-        self.meta_depth.get_or_insert(self.meta_budget.depth(stages));
-        self.meta_draw.get_or_insert(self.meta_budget.meta_draw());
+        let budget = self.budget();
+        self.meta_depth.get_or_insert(budget.depth(stages));
+        self.meta_draw.get_or_insert(budget.meta_draw());
         let last = self.epochs.saturating_sub(1);
         let warm_up = *self.warm_up.get_or_insert(DEFAULT_WARM_UP.min(last));
         self.check()?;
@@ -263,6 +264,14 @@ impl RunConfig {
     /// Number format of the run.
     pub fn precision(&self) -> Precision {
         self.precision.unwrap_or(Precision::F32)
+    }
+
+    /// Budget of the meta pass. Where there is none it changes nothing: the clean images alone are learned from as ever.
+    pub fn budget(&self) -> MetaBudget {
+        match self.method.objective().is_meta() {
+            true => self.meta_budget,
+            false => MetaBudget::Full,
+        }
     }
 
     /// Depth of the meta gradient; set by [`RunConfig::resolve`].

@@ -93,7 +93,7 @@ pub fn states(
             let middle = self.config.epochs / 2;
             let mut trainer = Trainer::new(device, self.config, self.task)?;
             if let Source::Folder(folder) = self.source {
-                folder.resume(&mut trainer)?;
+                folder.restore(&mut trainer)?;
                 return Ok(vec![State::of(&trainer)?]);
             }
             let mut states = vec![State::of(&trainer)?];

@@ -85,6 +85,12 @@ impl ConfigArgs {
         Ok(config)
     }
 
+    /// Without some options of the command line, by key: recipe or default are not won over.
+    pub fn without(mut self, keys: &[&str]) -> Self {
+        self.given.retain(|key, _| !keys.contains(&key));
+        self
+    }
+
     /// Names of the options given, a recipe included.
     pub fn given(&self) -> impl Iterator<Item = &str> {
         self.given

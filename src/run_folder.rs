@@ -12,23 +12,32 @@
 //! | `summary.json` | at the end, see [`Summary`] |
 //!
 //! Each file is written whole or not at all, the checkpoint last: a run killed at any moment goes on from the last
-//! complete epoch, and writes the same bits again for what came after it.
+//! complete epoch, and writes the same bits again for what came after it. [`RunFolder`] reads and may do so beside the
+//! process that trains; [`RunWriter`] is that process's, and there is one at a time.
+
+mod writer;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
-use crate::atomic::{self, NewFolder};
 use crate::config::RunConfig;
+use crate::data::dataset::hex;
+use crate::data::labels::Overlay;
 use crate::device::Device;
 use crate::epoch_log::EpochRecord;
-use crate::events;
 use crate::task::Task;
 use crate::tensor_file::TensorFile;
 use crate::train::{State, Trainer, fit_to_task};
-use crate::weights::{encode, restore, restore_flat, state_dict, stored};
+use crate::weights::{encode, restore, restore_flat, state_dict};
 use crate::{Error, Result};
+
+pub use writer::RunWriter;
+
+/// Where runs and comparisons go that are given no folder.
+pub const RUNS: &str = "runs";
 
 const CONFIG: &str = "config.toml";
 const METRICS: &str = "metrics.jsonl";
@@ -43,6 +52,7 @@ const SUMMARY: &str = "summary.json";
 /// Metadata keys of a checkpoint.
 const STATE: &str = "state";
 const FINGERPRINT: &str = "dataset_fingerprint";
+const LABELS: &str = "labels_sha256";
 
 /// Prefix of momentum buffers in a checkpoint.
 const MOMENTUM: &str = "momentum.";
@@ -83,88 +93,32 @@ pub struct Summary {
     pub weights_sha256: String,
 }
 
-/// An open run folder.
+/// The folder of a run, to read from.
 #[derive(Clone, Debug)]
 pub struct RunFolder {
     path: PathBuf,
 }
 
-/// Refuses a path that something already has.
-///
-/// # Errors
-/// `Config`.
-pub fn check_free(path: &Path) -> Result<()> {
-    if fs::symlink_metadata(path).is_err() {
-        return Ok(());
-    }
-    let hint = "a run never writes into an existing folder: choose another --out, or go on with --resume";
-    Err(Error::config(
-        "--out",
-        "a path that does not exist yet",
-        format!("{}", path.display()),
-        hint,
-    ))
-}
-
-/// `runs/NAME-N` for the lowest N from 1 that is free.
-pub fn default_path(name: &str) -> PathBuf {
-    let path = |n: u32| PathBuf::from("runs").join(format!("{name}-{n}"));
-    let n = (1..).find(|&n| fs::symlink_metadata(path(n)).is_err());
-    path(n.expect("numbers do not run out"))
-}
-
 impl RunFolder {
-    /// A new folder with the configuration and a checkpoint of the start, there only when both are.
-    ///
-    /// # Errors
-    /// `Config` if the path is taken, `Io`, those of the device.
-    pub fn create<D: Device>(path: &Path, trainer: &Trainer<D>) -> Result<Self> {
-        check_free(path)?;
-        let folder = NewFolder::create(path)?;
-        let inside = RunFolder {
-            path: folder.path().to_owned(),
-        };
-        atomic::write_file(&inside.file(CONFIG), trainer.config.to_toml()?.as_bytes())?;
-        inside.save_checkpoint(trainer)?;
-        folder.commit()?;
-        Ok(RunFolder {
-            path: path.to_owned(),
-        })
-    }
-
-    /// The folder of an earlier run, and its configuration.
+    /// The folder of a run, to read from, and its configuration. `option` is what named it.
     ///
     /// # Errors
     /// `Config` where this is no run folder or its configuration is damaged, `Io`.
-    pub fn open(path: &Path) -> Result<(Self, RunConfig)> {
+    pub fn open(option: &str, path: &Path) -> Result<(Self, RunConfig)> {
         let folder = RunFolder {
             path: path.to_owned(),
         };
         if !folder.file(CONFIG).is_file() {
             let hint = "give the folder that `l2b train` wrote";
             return Err(Error::config(
-                "--resume",
+                option,
                 "a run folder",
                 path.display().to_string(),
                 hint,
             ));
         }
         let config = RunConfig::from_toml(&folder.file(CONFIG))?.resolve()?;
-        folder.remove_temporary()?;
         Ok((folder, config))
-    }
-
-    /// Removes what a killed run was writing, see `atomic.rs`.
-    fn remove_temporary(&self) -> Result<()> {
-        let io = |e| Error::io(&self.path, e);
-        for entry in fs::read_dir(&self.path).map_err(io)? {
-            let entry = entry.map_err(io)?;
-            let name = entry.file_name().to_string_lossy().into_owned();
-            if name.starts_with('.') && name.contains(".tmp-") {
-                fs::remove_file(entry.path()).map_err(io)?;
-            }
-        }
-        Ok(())
     }
 
     /// The folder.
@@ -174,46 +128,6 @@ impl RunFolder {
 
     fn file(&self, name: &str) -> PathBuf {
         self.path.join(name)
-    }
-
-    /// Files of an epoch that has just been done.
-    ///
-    /// # Errors
-    /// `Io`, those of the device.
-    pub fn save_epoch<D: Device>(&self, trainer: &Trainer<D>, record: &EpochRecord) -> Result<()> {
-        let weights = weights_file(trainer)?;
-        if trainer.state.best_epoch == trainer.state.epoch {
-            weights.save(&self.file(BEST))?;
-        }
-        weights.save(&self.file(LAST))?;
-        self.save_metrics(record)?;
-        if trainer.is_done() {
-            trainer.sample_weights.encode().save(&self.file(SAMPLE_WEIGHTS))?;
-        }
-        self.save_checkpoint(trainer)
-    }
-
-    /// Rewrites the metrics with one line more, without lines of epochs that a resume does again, and brings the events
-    /// along.
-    fn save_metrics(&self, record: &EpochRecord) -> Result<()> {
-        let earlier = self.metrics()?;
-        let mut records = earlier.clone();
-        records.retain(|r| r.epoch < record.epoch);
-        let again = records.len() < earlier.len();
-        records.push(record.clone());
-        let mut text = String::new();
-        for record in &records {
-            let line =
-                serde_json::to_string(record).map_err(|e| Error::Internal(format!("{METRICS}: {e}")))?;
-            text.push_str(&line);
-            text.push('\n');
-        }
-        atomic::write_file(&self.file(METRICS), text.as_bytes())?;
-        if again {
-            events::rewrite(&self.file(EVENTS), &records)
-        } else {
-            events::append(&self.file(EVENTS), record)
-        }
     }
 
     /// All records so far.
@@ -236,48 +150,42 @@ impl RunFolder {
         text.lines().enumerate().map(record).collect()
     }
 
-    fn save_checkpoint<D: Device>(&self, trainer: &Trainer<D>) -> Result<()> {
-        let (device, model) = (&trainer.engine.device, &trainer.engine.model);
-        let mut tensors = state_dict(device, model, trainer.statistics_updates())?;
-        for (name, tensor) in model.read_flat(device, &model.momentum)? {
-            tensors.insert(format!("{MOMENTUM}{name}"), stored::<D>(&tensor));
-        }
-        let mut file = TensorFile {
-            tensors,
-            ..TensorFile::default()
-        };
-        let state = serde_json::to_string(&trainer.state).map_err(|e| Error::Internal(e.to_string()))?;
-        file.metadata.insert(STATE.into(), state);
-        file.metadata
-            .insert(FINGERPRINT.into(), trainer.task.overlay.fingerprint.clone());
+    /// The newest checkpoint that is whole, and where it is.
+    fn checkpoint(&self) -> Result<(PathBuf, TensorFile)> {
         let path = self.file(CHECKPOINT);
-        if path.exists() {
-            // From here to the end of `save` the previous one is the only one; `resume` knows it.
-            let previous = self.file(PREVIOUS);
-            fs::rename(&path, &previous).map_err(|e| Error::io(&previous, e))?;
+        match TensorFile::load(&path) {
+            Ok(file) => Ok((path, file)),
+            Err(error) => {
+                let previous = self.file(PREVIOUS);
+                // The newer one tells why, should both be unusable.
+                let file = TensorFile::load(&previous).map_err(|_| error)?;
+                Ok((previous, file))
+            }
         }
-        file.save(&path)
     }
 
-    /// Brings a new trainer to where the run stopped.
+    /// Brings a new trainer to where the run stopped, and returns the path of the checkpoint that says where. Changes nothing
+    /// in the folder, which another process may be writing.
     ///
     /// # Errors
-    /// `Data` where both checkpoints are missing or damaged, or belong to another dataset.
-    pub fn resume<D: Device>(&self, trainer: &mut Trainer<D>) -> Result<()> {
-        let path = self.file(CHECKPOINT);
-        let file = TensorFile::load(&path).or_else(|error| {
-            let previous = self.file(PREVIOUS);
-            // The newer one tells why, should both be unusable.
-            let file = TensorFile::load(&previous).map_err(|_| error)?;
-            // The next checkpoint moves this one aside: that must be the good one.
-            fs::rename(&previous, &path).map_err(|e| Error::io(&previous, e))?;
-            Ok(file)
-        })?;
+    /// `Data` where both checkpoints are missing or damaged, or belong to another dataset, other labels or other clean
+    /// images.
+    pub fn restore<D: Device>(&self, trainer: &mut Trainer<D>) -> Result<PathBuf> {
+        let (path, file) = self.checkpoint()?;
         let fingerprint = &trainer.task.overlay.fingerprint;
         let found = file.metadata.get(FINGERPRINT).map_or("none", String::as_str);
         if found != fingerprint {
             let hint = "the run was started on another dataset";
             return Err(Error::data(&path, FINGERPRINT, fingerprint, found, hint));
+        }
+        // Checkpoints of earlier versions say nothing of the labels.
+        let (labels, found) = (labels_sha256(&trainer.task.overlay), file.metadata.get(LABELS));
+        if let Some(found) = found.filter(|found| **found != labels) {
+            let hint = match &trainer.config.labels {
+                Some(path) => format!("{} has been replaced since the run was started", path.display()),
+                None => format!("{CONFIG} has been changed since"),
+            };
+            return Err(Error::data(&path, LABELS, labels, found, hint));
         }
         let state: State = file.json(&path, STATE)?;
         let (epochs, steps) = (trainer.config.epochs, trainer.steps_per_epoch());
@@ -290,19 +198,24 @@ impl RunFolder {
         let (device, model) = (&trainer.engine.device, &trainer.engine.model);
         restore(device, model, &path, &file)?;
         restore_flat(device, model, &model.momentum, &path, &file, MOMENTUM)?;
-        trainer.continue_from(state)
+        trainer.continue_from(state)?;
+        Ok(path)
     }
+}
 
-    /// Writes the summary of a finished run.
-    ///
-    /// # Errors
-    /// `Io`, those of the device.
-    pub fn finish<D: Device>(&self, trainer: &Trainer<D>) -> Result<Summary> {
-        let summary = summary(trainer)?;
-        let text = serde_json::to_string_pretty(&summary).map_err(|e| Error::Internal(e.to_string()))?;
-        atomic::write_file(&self.file(SUMMARY), format!("{text}\n").as_bytes())?;
-        Ok(summary)
-    }
+/// Hash of what a run is told of its train split: labels and which images are clean.
+fn labels_sha256(overlay: &Overlay) -> String {
+    let mut hash = Sha256::new();
+    hash.update((overlay.labels.len() as u64).to_le_bytes());
+    overlay
+        .labels
+        .iter()
+        .for_each(|label| hash.update(label.to_le_bytes()));
+    overlay
+        .meta_index
+        .iter()
+        .for_each(|id| hash.update(id.to_le_bytes()));
+    hex(&hash.finalize())
 }
 
 /// Weights of a run as they are now.

@@ -99,7 +99,7 @@ pub fn fit_to_task(config: &mut RunConfig, task: &Task) -> Result<()> {
     config.meta_per_class = task.meta_per_class;
     let most = task.meta.len();
     if config.method.needs_clean() {
-        let usual = config.meta_budget.meta_batch(config.batch).min(most);
+        let usual = config.budget().meta_batch(config.batch).min(most);
         config.meta_batch.get_or_insert(usual);
     }
     for (what, batch, most, of) in [

@@ -19,7 +19,7 @@ use crate::budget::MetaDepth;
 use crate::config::BUNDLED;
 use crate::device::Device;
 use crate::device::choice::{DeviceChoice, Visitor, resolve};
-use crate::{Error, Result};
+use crate::{Error, Result, atomic};
 
 /// Measure operations, phases, steps and the loader against what the device could do
 #[derive(Args, Debug)]
@@ -210,14 +210,12 @@ fn measure<D: Device>(args: &BenchArgs, device: D, out: &mut impl Write) -> Resu
         data: args.data.clone(),
     };
     let record = args.record(device.name(), &job.architecture, job.sizes);
-    if let Some(path) = args.out.as_ref().filter(|path| path.exists()) {
-        let found = format!("{}, which exists", path.display());
-        return Err(Error::config(
+    if let Some(path) = &args.out {
+        atomic::require_free(
             "--out",
-            "a new file",
-            found,
-            "records are never overwritten",
-        ));
+            path,
+            "records are never overwritten: choose another name",
+        )?;
     }
     let old = args
         .compare

@@ -1,6 +1,7 @@
 //! `l2b compare`.
 
 use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::parser::ValueSource;
@@ -8,22 +9,21 @@ use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::print;
-use crate::atomic::{self, NewFolder};
 use crate::budget::{MetaBudget, MetaDepth};
-use crate::compare::{Comparison, Plan, Variant};
+use crate::compare::{Comparison, Ending, Plan};
 use crate::config::Method;
 use crate::data::meta_draw::MetaDraw;
 use crate::recipe::ConfigArgs;
-use crate::run_folder::{Summary, check_free, default_path};
+use crate::run_folder::RUNS;
 use crate::task::Task;
-use crate::{Error, Result};
+use crate::{Error, Result, atomic};
 
 /// Train several methods on the same noisy data and tabulate them
 #[derive(Debug)]
 pub struct CompareArgs {
     config: ConfigArgs,
     methods: Vec<Method>,
-    /// Empty: what the configuration has.
+    /// Empty: what the configuration has, which is none with labels of a file.
     noise: Vec<f64>,
     meta_budgets: Vec<MetaBudget>,
     meta_batches: Vec<u32>,
@@ -51,7 +51,8 @@ impl Args for CompareArgs {
             })
             .mut_arg("meta_budget", |arg| {
                 arg.value_delimiter(',').action(ArgAction::Append).help(
-                    "Costs of the meta pass by name, separated by commas; of this and the next three every combination",
+                    "Costs of the meta pass by name, separated by commas; of this and the next three every combination. They say nothing \
+                     to a method without a meta pass",
                 )
             })
             .mut_arg("meta_batch", |arg| {
@@ -89,8 +90,10 @@ impl Args for CompareArgs {
 impl FromArgMatches for CompareArgs {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
         let methods = matches.get_many("method").unwrap_or_default().copied();
+        // Lists are for the methods that they vary: no other depends on which value is the first.
+        let lists = ["meta_budget", "meta_batch", "meta_draw", "meta_depth"];
         Ok(CompareArgs {
-            config: ConfigArgs::from_arg_matches(matches)?,
+            config: ConfigArgs::from_arg_matches(matches)?.without(&lists),
             methods: distinct(methods),
             noise: listed(matches, "noise"),
             meta_budgets: listed(matches, "meta_budget"),
@@ -126,25 +129,19 @@ fn listed<T: Copy + PartialEq + Send + Sync + 'static>(matches: &ArgMatches, nam
     }
 }
 
-/// Runs `l2b compare`, printing the tables to `out`.
+/// Runs `l2b compare`, printing the tables to `out`. The folder holds them, of the runs so far, from the first run's end
+/// on.
 ///
 /// # Errors
-/// Whatever the library reports.
+/// Whatever the library reports; runs that diverge are in the tables and no error.
 pub fn run(args: &CompareArgs, out: &mut impl Write) -> Result<()> {
     // The method of a recipe is not asked for; a warm-up is checked against each method of the comparison.
     let base = args.config.load_with(|config| config.method = Method::Ce)?;
     let resolved = base.clone().resolve()?;
-    let Some(default) = resolved.noise else {
-        let hint = "every run draws its own noise: give --noise instead";
-        return Err(Error::config("--labels", "none in a comparison", "a file", hint));
-    };
-    let noise = if args.noise.is_empty() {
-        vec![default]
-    } else {
-        args.noise.clone()
-    };
-    let target = base.out.clone().unwrap_or_else(|| default_path("compare"));
-    check_free(&target)?;
+    if let Some(path) = &base.out {
+        let hint = "a comparison never writes into an existing folder: choose another name";
+        atomic::require_free("--out", path, hint)?;
+    }
     let per_epoch = u64::from(Task::open(&resolved)?.train.len());
     let plan = Plan {
         base,
@@ -153,47 +150,73 @@ pub fn run(args: &CompareArgs, out: &mut impl Write) -> Result<()> {
         meta_batches: args.meta_batches.clone(),
         meta_draws: args.meta_draws.clone(),
         meta_depths: args.meta_depths.clone(),
-        noise,
+        noise: match args.noise.is_empty() {
+            true => vec![resolved.noise],
+            false => args.noise.iter().copied().map(Some).collect(),
+        },
         seeds: args.seeds,
     };
     let runs = plan.runs()?;
-    // Clean images that a method lacks are missed now, not after the runs before it.
-    let mut first = runs.iter().filter(|(_, config)| config.seed == resolved.seed);
-    first.try_for_each(|(_, config)| Task::open(config).map(|_| ()))?;
-    // Before the first run: a folder that cannot be written should cost nothing.
-    let folder = NewFolder::create(&target)?;
+    plan.check(&runs)?;
+    let costs = plan.costs()?;
+    let folder = new_folder(plan.base.out.as_deref())?;
 
     let bar = progress_bar(per_epoch * u64::from(resolved.epochs) * runs.len() as u64);
-    let comparison = plan.run(&runs, |images, finished| {
-        bar.inc(images as u64);
-        if let Some((variant, summary)) = finished {
-            let line = line(variant, summary);
-            if bar.is_hidden() {
-                eprintln!("{line}");
-            } else {
-                bar.println(line);
-            }
+    let say = |line: String| {
+        if bar.is_hidden() {
+            // Nobody may be listening any more: no reason to stop.
+            let _ = writeln!(std::io::stderr(), "{line}");
+        } else {
+            bar.println(line);
         }
-    });
+    };
+    let (comparison, trained) = plan.run(
+        &runs,
+        &costs,
+        |images| bar.inc(images as u64),
+        |ending, so_far| {
+            say(line(ending));
+            if let Err(error) = save(so_far, &folder) {
+                say(format!("not saved: {error}"));
+            }
+        },
+    );
     bar.finish_and_clear();
-    let comparison = comparison?;
-    save(&comparison, folder)?;
+    if comparison.finished() == 0 {
+        // It is empty; if it is not, it stays.
+        let _ = std::fs::remove_dir(&folder);
+        return trained;
+    }
+    let saved = save(&comparison, &folder);
     print(
         out,
-        &format!("{}\nfolder {}\n", comparison.markdown(), target.display()),
-    )
+        &format!("{}\nfolder {}\n", comparison.markdown(), folder.display()),
+    )?;
+    trained.and(saved)
 }
 
-fn save(comparison: &Comparison, folder: NewFolder) -> Result<()> {
+/// Makes `out`, or else `runs/compare-N` for the lowest N from 1 that is free.
+fn new_folder(out: Option<&Path>) -> Result<PathBuf> {
+    let base = Path::new(RUNS).join("compare");
+    let folder = out.unwrap_or(&base).parent().unwrap_or(Path::new(""));
+    std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
+    let make = |path: &Path| std::fs::create_dir(path);
+    match out {
+        Some(out) => atomic::first_free([out.to_owned()], make),
+        None => atomic::first_free(atomic::numbered(&base), make),
+    }
+}
+
+fn save(comparison: &Comparison, folder: &Path) -> Result<()> {
     let json = serde_json::to_string_pretty(comparison).map_err(|e| Error::Internal(e.to_string()))?;
     for (name, text) in [
         ("compare.md", comparison.markdown()),
         ("compare.json", json + "\n"),
         ("compare.csv", comparison.csv()),
     ] {
-        atomic::write_file(&folder.path().join(name), text.as_bytes())?;
+        atomic::write_file(&folder.join(name), text.as_bytes())?;
     }
-    folder.commit()
+    Ok(())
 }
 
 /// Images of all runs; draws on a terminal only.
@@ -208,14 +231,27 @@ fn progress_bar(images: u64) -> ProgressBar {
     bar
 }
 
-fn line(variant: &Variant, s: &Summary) -> String {
-    format!(
-        "{:<20}  noise {:>5.2} %  seed {:>3}  last {:>6.2} %  best {:>6.2} %  {:>5.1} s",
-        variant.name(),
-        100.0 * s.noise_realised.unwrap_or(0.0),
-        s.seed,
-        100.0 * s.last_accuracy,
-        100.0 * s.best_accuracy,
-        s.seconds
-    )
+fn line(ending: &Ending) -> String {
+    let percent = |share: f64| format!("{:.2} %", 100.0 * share);
+    match ending {
+        Ending::Done(row) => {
+            let s = &row.summary;
+            format!(
+                "{:<20}  noise {:>8}  seed {:>3}  last {:>8}  best {:>8}  {:>5.1} s",
+                row.variant,
+                s.noise_realised.map_or("unknown".to_owned(), percent),
+                s.seed,
+                percent(s.last_accuracy),
+                percent(s.best_accuracy),
+                s.seconds
+            )
+        }
+        Ending::Diverged(failure) => format!(
+            "{:<20}  noise {:>8}  seed {:>3}  {}",
+            failure.variant,
+            failure.noise.map_or("of file".to_owned(), percent),
+            failure.seed,
+            failure.failure
+        ),
+    }
 }

@@ -118,14 +118,12 @@ fn require_l2b(what: &str, config: &RunConfig) -> Result<()> {
 pub fn run(args: &NumericsArgs, out: &mut impl Write) -> Result<()> {
     let given = args.config.load_with(|_| ())?;
     let target = given.out.clone();
-    if let Some(path) = target.as_ref().filter(|path| path.exists()) {
-        let found = format!("{} exists", path.display());
-        return Err(Error::config(
+    if let Some(path) = &target {
+        atomic::require_free(
             "--out",
-            "a new file",
-            found,
-            "records are not overwritten",
-        ));
+            path,
+            "records are never overwritten: choose another name",
+        )?;
     }
     let (folder, mut config) = match &args.run {
         None => {
@@ -144,7 +142,7 @@ pub fn run(args: &NumericsArgs, out: &mut impl Write) -> Result<()> {
                     hint,
                 ));
             }
-            let (folder, config) = RunFolder::open(path)?;
+            let (folder, config) = RunFolder::open("--run", path)?;
             require_l2b("method of --run", &config)?;
             let device_given = args.config.given().any(|name| name == "device");
             let config = RunConfig {

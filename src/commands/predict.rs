@@ -8,7 +8,6 @@ use clap::Args;
 
 use super::{PredictionArgs, print};
 use crate::evaluate::argmax;
-use crate::run_folder::check_free;
 use crate::{Result, atomic};
 
 /// Write class probabilities as CSV
@@ -28,7 +27,11 @@ pub struct PredictArgs {
 /// Whatever the library reports.
 pub fn run(args: &PredictArgs, out: &mut impl Write) -> Result<()> {
     if let Some(path) = &args.out {
-        check_free(path)?;
+        atomic::require_free(
+            "--out",
+            path,
+            "predictions are never overwritten: choose another name",
+        )?;
     }
     let predictions = args.prediction.predict()?;
     let classes = predictions.classes.len();

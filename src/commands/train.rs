@@ -13,10 +13,10 @@ use crate::device::Device;
 use crate::device::choice::{DeviceChoice, Visitor, resolve, with_device};
 use crate::epoch_log::EpochRecord;
 use crate::recipe::ConfigArgs;
-use crate::run_folder::{RunFolder, Summary, check_free, default_path, prepare};
+use crate::run_folder::{RunWriter, Summary, prepare};
 use crate::task::Task;
 use crate::train::{Memory, Trainer, architecture, memory};
-use crate::{Error, Result};
+use crate::{Error, Result, atomic};
 
 /// Train a network; without options: the bundled digits, 40 % noise, L2B
 #[derive(Args, Debug)]
@@ -40,7 +40,9 @@ pub fn run(args: &TrainArgs, out: &mut impl Write) -> Result<()> {
             // A resume computes where the run began, or not at all: another device gives other bits.
             config.device = resolve(config.device, precision);
             if let Some(out) = &config.out {
-                check_free(out)?;
+                let hint =
+                    "a run never writes into an existing folder: choose another name, or go on with --resume";
+                atomic::require_free("--out", out, hint)?;
             }
             start(config, None, out)
         }
@@ -52,7 +54,7 @@ pub fn run(args: &TrainArgs, out: &mut impl Write) -> Result<()> {
                 return Err(Error::config(what, "no option but --threads", "one", hint));
             }
             let threads = args.config.load_with(|_| ())?.threads;
-            let (folder, config) = RunFolder::open(folder)?;
+            let (folder, config) = RunWriter::open(folder)?;
             let config = RunConfig {
                 threads: threads.or(config.threads),
                 ..config
@@ -78,7 +80,7 @@ fn elsewhere(error: Error, device: DeviceChoice, folder: &Path) -> Error {
     }
 }
 
-fn start(mut config: RunConfig, folder: Option<RunFolder>, out: &mut impl Write) -> Result<()> {
+fn start(mut config: RunConfig, folder: Option<RunWriter>, out: &mut impl Write) -> Result<()> {
     let task = prepare(&mut config)?;
     let (device, precision, threads) = (config.device, config.precision(), config.threads);
     with_device(
@@ -99,7 +101,7 @@ struct Run<'a, W> {
     config: RunConfig,
     task: Task,
     /// None: a new one.
-    folder: Option<RunFolder>,
+    folder: Option<RunWriter>,
     out: &'a mut W,
 }
 
@@ -118,11 +120,11 @@ impl<W: Write> Visitor for Run<'_, W> {
         let mut trainer = Trainer::with(device, config, task, memory.keep)?;
         let folder = match folder {
             Some(folder) => {
-                folder.resume(&mut trainer)?;
+                folder.restore(&mut trainer)?;
                 print(out, &format!("resumed after epoch {}\n", trainer.state.epoch))?;
                 folder
             }
-            None => RunFolder::create(&new_path(&trainer.config), &trainer)?,
+            None => RunWriter::create(&trainer)?,
         };
         let per_epoch = u64::from(trainer.task.train.len());
         let bar = progress_bar(
@@ -151,13 +153,8 @@ impl<W: Write> Visitor for Run<'_, W> {
     }
 }
 
-fn new_path(config: &RunConfig) -> PathBuf {
-    let name = format!("{}-{}", config.method.name(), config.seed);
-    config.out.clone().unwrap_or_else(|| default_path(&name))
-}
-
 /// Says where the last good state is.
-fn kept(error: Error, folder: &RunFolder) -> Error {
+fn kept(error: Error, folder: &RunWriter) -> Error {
     match error {
         Error::Diverged {
             step,

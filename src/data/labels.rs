@@ -91,15 +91,8 @@ impl Overlay {
     /// # Errors
     /// `Config` if the file exists, `Io`.
     pub fn save(&self, path: &Path) -> Result<()> {
-        if std::fs::symlink_metadata(path).is_ok() {
-            let hint = "labels are never changed once written: choose another name";
-            return Err(Error::config(
-                path.display().to_string(),
-                "no such file yet",
-                "one",
-                hint,
-            ));
-        }
+        let hint = "labels are never changed once written: choose another name";
+        atomic::require_free("--out", path, hint)?;
         let wide = |labels: &[i32]| {
             labels
                 .iter()

@@ -42,6 +42,9 @@ impl DatasetWriter {
     /// # Errors
     /// `Config` if `target` exists, `Io`.
     pub fn create(target: &Path, manifest: Manifest) -> Result<Self> {
+        let hint =
+            "datasets are never changed once written: choose another name, or remove the old one yourself";
+        atomic::require_free("--out", target, hint)?;
         let folder = NewFolder::create(target)?;
         let splits = Default::default();
         Ok(DatasetWriter {

@@ -1,6 +1,7 @@
 //! The binary from outside.
 
 mod bench;
+mod compare;
 mod measure;
 mod readme;
 mod refusals;

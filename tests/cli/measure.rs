@@ -345,7 +345,7 @@ fn numerics_compares_each_precision_with_f64() {
         let error = text(&output.stderr);
         assert!(error.contains(why), "{error}");
     };
-    refused(&words(&["--out", "a.json"]), "a new file");
+    refused(&words(&["--out", "a.json"]), "a path that does not exist yet");
     bench.ok(&[&["train", "--out", "run"], &super::bench::TINY[..]].concat());
     refused(
         &["numerics", "--run", "run", "--width", "4"],

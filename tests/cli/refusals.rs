@@ -126,7 +126,7 @@ fn bad_input_is_refused_by_name_and_leaves_nothing() {
         ),
         (&["train", "--width", "0"], 2, &["width"]),
         (&["train", "--blocks", "1,0"], 2, &["blocks"]),
-        (&["train", "--out", "taken"], 2, &["--out", "taken"]),
+        (&["train", "--out", "taken"], 2, &["--out", "taken", "--resume"]),
         (&["train", "--resume", "taken"], 2, &["--resume", "taken"]),
         (
             &["train", "--resume", "taken", "--lr", "1"],
@@ -140,8 +140,17 @@ fn bad_input_is_refused_by_name_and_leaves_nothing() {
         (&["predict", "--weights", "junk", "--out", "p.csv"], 3, &["junk"]),
         (&["compare", "--methods", "ce,best"], 2, &["best"]),
         (&["compare", "--seeds", "0"], 2, &["--seeds"]),
-        (&["compare", "--out", "taken"], 2, &["taken"]),
-        (&["compare", "--labels", "junk"], 2, &["--labels"]),
+        (
+            &["compare", "--out", "taken"],
+            2,
+            &["--out", "taken", "a comparison"],
+        ),
+        (&["compare", "--labels", "junk"], 3, &["junk"]),
+        (
+            &["compare", "--methods", "ce,l2rw", "--meta-batch", "8,101"],
+            2,
+            &["--meta-batch", "1 to 100", "101"],
+        ),
         (&["compare", "--warm-up", "30"], 2, &["--warm-up"]),
         (&["meta-step", "--input", "junk", "--output", "o"], 3, &["junk"]),
         (&["dance"], 2, &["dance"]),

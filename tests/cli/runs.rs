@@ -1,9 +1,10 @@
-//! Train, evaluate, predict, resume, compare.
+//! Train, evaluate, predict, resume.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::process::Stdio;
 
+use l2b::tensor_file::TensorFile;
 use serde_json::Value;
 
 use super::bench::{Bench, TINY, hash, records, text};
@@ -115,6 +116,11 @@ fn train_then_eval_then_predict() {
     // An existing file is never replaced.
     let again = bench.run(&["predict", "--weights", weights, "--out", "p.csv"]);
     assert_eq!(again.status.code(), Some(2));
+    let error = text(&again.stderr);
+    assert!(
+        error.contains("--out") && error.contains("predictions are never"),
+        "{error}"
+    );
     assert_eq!(fs::read_to_string(bench.path("p.csv")).unwrap(), csv);
 }
 
@@ -241,6 +247,104 @@ fn a_killed_run_resumes_to_the_same_bits() {
     assert_eq!(hash(&bench.json("straight/summary.json")), hash(&straight));
 }
 
+/// While a run goes on, others may read its folder but not train it.
+#[test]
+fn one_process_trains_a_run() {
+    let bench = Bench::new();
+    let words = ["train", "--out", "run", "--epochs", "100000", "--threads", "1"];
+    let mut trainer = bench.command(&[&words[..], &TINY[..4], &TINY[8..]].concat());
+    let mut trainer = trainer.stdout(Stdio::null()).spawn().unwrap();
+    while !bench.path("run/metrics.jsonl").exists() {
+        assert!(trainer.try_wait().unwrap().is_none(), "the trainer ended");
+        std::thread::yield_now();
+    }
+    // As a writer leaves it between two calls.
+    let half = bench.path("run/.last.safetensors.tmp-1-1");
+    fs::write(&half, "half").unwrap();
+    let read = [
+        "numerics",
+        "--run",
+        "run",
+        "--batches",
+        "1",
+        "--precisions",
+        "f32",
+    ];
+    let read = bench.run(&read);
+    let second = bench.run(&["train", "--resume", "run"]);
+    let still_there = half.exists();
+    trainer.kill().unwrap();
+    trainer.wait().unwrap();
+    assert!(read.status.success(), "{}", text(&read.stderr));
+    let error = text(&second.stderr);
+    assert_eq!(second.status.code(), Some(2), "{error}");
+    assert!(
+        error.contains("--resume") && error.contains("run, which one does"),
+        "{error}"
+    );
+    assert!(still_there, "removed under the trainer's hands");
+
+    // With the trainer gone its lock is, and what it left is removed. The resume is to end.
+    let config = bench.path("run/config.toml");
+    let text_of = fs::read_to_string(&config).unwrap();
+    // More than those of the warm-up, and than were done.
+    let epochs = 3.max(1 + records(&bench.path("run")).len());
+    fs::write(
+        &config,
+        text_of.replace("epochs = 100000", &format!("epochs = {epochs}")),
+    )
+    .unwrap();
+    bench.ok(&["train", "--resume", "run"]);
+    assert!(!half.exists());
+}
+
+/// Reading takes the checkpoint before a damaged one, and leaves both where they are.
+#[test]
+fn reading_changes_nothing() {
+    let bench = Bench::new();
+    bench.train("run", &[]);
+    let checkpoint = bench.path("run/checkpoint.safetensors");
+    let bytes = fs::read(&checkpoint).unwrap();
+    fs::write(&checkpoint, &bytes[..bytes.len() - 1]).unwrap();
+    let before = bench.names("run");
+    let shown = bench.ok(&[
+        "numerics",
+        "--run",
+        "run",
+        "--batches",
+        "1",
+        "--precisions",
+        "f32",
+    ]);
+    assert!(shown.contains("after epoch 2"), "{shown}");
+    assert_eq!(bench.names("run"), before);
+    assert_eq!(fs::read(&checkpoint).unwrap().len(), bytes.len() - 1);
+    let error = text(&bench.run(&["numerics", "--run", "."]).stderr);
+    assert!(
+        error.starts_with("error: --run: expected a run folder"),
+        "{error}"
+    );
+}
+
+/// Runs of one method and seed, started together without a name.
+#[test]
+fn runs_without_a_name_do_not_collide() {
+    let bench = Bench::new();
+    let words = [
+        &["train", "--method", "ce", "--epochs", "1", "--threads", "1"],
+        &TINY[..4],
+        &TINY[6..],
+    ]
+    .concat();
+    let runs = [(); 3].map(|()| bench.command(&words).stdout(Stdio::null()).spawn().unwrap());
+    for mut run in runs {
+        assert!(run.wait().unwrap().success());
+    }
+    assert_eq!(bench.names("runs"), ["ce-0-1", "ce-0-2", "ce-0-3"]);
+    let summaries = ["ce-0-1", "ce-0-2", "ce-0-3"].map(|run| bench.json(&format!("runs/{run}/summary.json")));
+    assert_eq!(hash(&summaries[0]), hash(&summaries[2]));
+}
+
 #[test]
 fn a_damaged_checkpoint_falls_back_to_the_one_before() {
     let bench = Bench::new();
@@ -295,6 +399,23 @@ fn labels_files_and_recipes() {
     let drawn = bench.train("drawn", &[]);
     let given = bench.train("given", &["--labels", "labels"]);
     assert_eq!(hash(&drawn), hash(&given));
+
+    // Other labels in the file's place are noticed; a checkpoint from before they were noted is not refused.
+    fs::remove_file(bench.path("labels")).unwrap();
+    let again = "data noise --out labels --rate 0.4 --meta-per-class 10 --seed 1";
+    bench.ok(&again.split(' ').collect::<Vec<_>>());
+    let output = bench.run(&["train", "--resume", "given"]);
+    let error = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{error}");
+    assert!(
+        error.contains("labels_sha256") && error.contains("labels has been replaced"),
+        "{error}"
+    );
+    let path = bench.path("given/checkpoint.safetensors");
+    let mut checkpoint = TensorFile::load(&path).unwrap();
+    checkpoint.metadata.remove("labels_sha256").unwrap();
+    checkpoint.save(&path).unwrap();
+    bench.ok(&["train", "--resume", "given"]);
 
     // The resolved configuration is a recipe for the same run.
     let config = bench.path("drawn/config.toml");
@@ -369,110 +490,6 @@ fn a_run_stays_on_its_device() {
     ]);
 }
 
-#[test]
-fn compare_tabulates_the_same_runs() {
-    let bench = Bench::new();
-    let words: Vec<&str> = [
-        "compare",
-        "--methods",
-        "ce,l2b",
-        "--noise",
-        "0.2,0.6",
-        "--seeds",
-        "2",
-        "--out",
-        "c",
-    ]
-    .iter()
-    .chain(&TINY)
-    .copied()
-    .collect();
-    let shown = bench.ok(&words);
-    assert!(
-        shown.contains("| 60 % |") && shown.contains("l2b − ce"),
-        "{shown}"
-    );
-    assert_eq!(bench.names("c"), ["compare.csv", "compare.json", "compare.md"]);
-    let comparison = bench.json("c/compare.json");
-    let runs = comparison["runs"].as_array().unwrap();
-    assert_eq!(
-        (runs.len(), comparison["table"].as_array().unwrap().len()),
-        (8, 4)
-    );
-    assert_eq!(
-        fs::read_to_string(bench.path("c/compare.csv"))
-            .unwrap()
-            .lines()
-            .count(),
-        9
-    );
-    // Alone or side by side with others: the same bits.
-    let alone = bench.train("alone", &["--noise", "0.6", "--seed", "1"]);
-    let same = |r: &&Value| r["method"] == "l2b" && r["noise"] == 0.6 && r["seed"] == 1;
-    let row = runs.iter().find(same).unwrap();
-    assert_eq!(hash(row), hash(&alone));
-    // Both methods of a seed saw the same labels.
-    let realised: Vec<f64> = runs
-        .iter()
-        .filter(|r| r["noise"] == 0.6 && r["seed"] == 1)
-        .map(|r| r["noise_realised"].as_f64().unwrap())
-        .collect();
-    assert_eq!((realised.len(), realised[0]), (2, realised[1]));
-}
-
-#[test]
-fn compare_tabulates_budgets_with_their_cost() {
-    let bench = Bench::new();
-    let words = [
-        "--methods",
-        "l2b,ce",
-        "--seeds",
-        "1",
-        "--meta-batch",
-        "8",
-        "--meta-depth",
-        "all,0",
-    ];
-    let words: Vec<&str> = ["compare", "--out", "c"]
-        .iter()
-        .chain(&words)
-        .chain(&TINY)
-        .copied()
-        .collect();
-    let shown = bench.ok(&words);
-    for part in [
-        "l2b, m = 8, head − l2b, m = 8, all",
-        "l2b, m = 8, all − ce",
-        "ordinary steps",
-    ] {
-        assert!(shown.contains(part), "{part}: {shown}");
-    }
-    let comparison = bench.json("c/compare.json");
-    let list = |key: &str| comparison[key].as_array().unwrap().clone();
-    assert_eq!(
-        (list("runs").len(), list("table").len(), list("costs").len()),
-        (3, 3, 2)
-    );
-    assert_eq!(
-        (&list("table")[1]["meta_batch"], &list("table")[1]["meta_depth"]),
-        (&8.into(), &0.into())
-    );
-    let operations: Vec<f64> = list("costs")
-        .iter()
-        .map(|c| c["operations"].as_f64().unwrap())
-        .collect();
-    assert!(
-        operations[0] > operations[1] && operations[1] > 1.0,
-        "{operations:?}"
-    );
-    assert!(list("costs").iter().all(|c| c["ratio"].as_f64().unwrap() > 0.0));
-    // A row is the run of that budget alone, by its numbers.
-    let alone = |out: &str, depth: &str| bench.train(out, &["--meta-batch", "8", "--meta-depth", depth]);
-    assert_eq!(hash(&list("runs")[0]), hash(&alone("all", "all")));
-    assert_eq!(hash(&list("runs")[1]), hash(&alone("head", "0")));
-    assert_ne!(hash(&list("runs")[0]), hash(&list("runs")[1]));
-}
-
 /// A budget by name is the run with its numbers; numbers win over it.
 #[test]
 fn budgets_have_names() {
@@ -482,6 +499,10 @@ fn budgets_have_names() {
     let numbers = split("--meta-batch 12 --meta-draw stratified --meta-depth 2");
     let numbers = bench.train("numbers", &numbers);
     assert_eq!(hash(&fast), hash(&numbers));
+    // The clean images alone are trained on without a meta pass, which a budget is of.
+    let clean = bench.train("clean", &split("--method clean"));
+    let budget = bench.train("clean fast", &split("--method clean --meta-budget fast"));
+    assert_eq!(hash(&clean), hash(&budget));
     let full = split("--meta-budget fast --meta-batch 32 --meta-draw uniform --meta-depth all");
     let full = bench.train("full", &full);
     assert_eq!(hash(&full), hash(&bench.train("default", &[])));

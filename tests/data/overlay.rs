@@ -49,7 +49,11 @@ fn clean_images_stay_out_of_train_and_out_of_the_rate() {
     let path = folder.path().join("noise.safetensors");
     overlay.save(&path).unwrap();
     assert_eq!(Overlay::load(&path, &train, 10).unwrap(), overlay);
-    assert_error(overlay.save(&path), 2, &["noise.safetensors", "no such file yet"]);
+    assert_error(
+        overlay.save(&path),
+        2,
+        &["noise.safetensors", "does not exist yet"],
+    );
 
     let (noisy, clean) = train_and_meta(&train, &overlay, None).unwrap();
     assert_eq!((noisy.len(), clean.len()), (1337, 100));

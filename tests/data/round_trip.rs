@@ -184,7 +184,7 @@ fn writer_refuses_and_leaves_nothing() {
     assert_error(
         DatasetWriter::create(&path, manifest()),
         2,
-        &["does not exist yet"],
+        &["--out", "does not exist yet", "datasets"],
     );
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
 }
