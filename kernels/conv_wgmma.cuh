@@ -39,12 +39,9 @@ constexpr int FILTER_SLICE = FILTERS * ROW;
 template <int FILTERS>
 constexpr int STAGE_BYTES = SLABS<FILTERS> * SLAB + 3 * FILTER_SLICE<FILTERS>;
 // A consumer's outputs pass through shared memory, 128 pixels x so many filters at a time: what the stages leave.
+constexpr int STAGED_COLUMNS = 16, STAGED = 128 * STAGED_COLUMNS * 4;
 template <int FILTERS>
-constexpr int STAGED_COLUMNS = FILTERS / 4;
-template <int FILTERS>
-constexpr int STAGED = 128 * STAGED_COLUMNS<FILTERS> * 4;
-template <int FILTERS>
-constexpr int SHARED_BYTES = STAGES * STAGE_BYTES<FILTERS> + CONSUMERS * STAGED<FILTERS>;
+constexpr int SHARED_BYTES = STAGES * STAGE_BYTES<FILTERS> + CONSUMERS * STAGED;
 // Beside them stand 1 KB of barriers; a block may have 227 KB.
 static_assert(SHARED_BYTES<64> <= 226 << 10 && SHARED_BYTES<128> <= 226 << 10, "twins of `shared` in wgmma.rs");
 }  // namespace wgmma_tile

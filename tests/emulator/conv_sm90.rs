@@ -158,7 +158,7 @@ fn run(
         .stream
         .clone_htod(&vec![bf16::NAN; case.pixels() * k])
         .unwrap();
-    let shared = 4 * ((512 / filters + 2) * 4096 + 3 * filters * 64) + 2 * 128 * filters;
+    let shared = 4 * ((512 / filters + 2) * 4096 + 3 * filters * 64) + 2 * 8192;
     let config = LaunchConfig {
         grid_dim: (grid, 1, 1),
         ..with_shared(512, shared)

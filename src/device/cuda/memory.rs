@@ -275,6 +275,10 @@ pub(super) fn epilogue(
         .mask
         .map_or(Ok(NO_MASK), |mask| source(storage, "mask", mask, shape))?;
     let sums = sums(storage, epilogue.sums, shape, super::norm::partials_len(shape))?;
+    // The kernels read one of them.
+    if mask.x.0 != 0 && sums.x.0 != 0 && mask.x.0 != sums.x.0 {
+        return Err(Error::Internal("mask and sums of two tensors".into()));
+    }
     let wide = wide(storage, shape.channels, &[out, &mask, &sums]);
     Ok(KernelEpilogue {
         mask,

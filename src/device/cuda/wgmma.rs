@@ -120,7 +120,7 @@ const TILES: [(i32, u32); 2] = [(64, shared(64)), (128, shared(128))];
 
 const fn shared(filters: u32) -> u32 {
     let slabs = (512 / filters + 2) * 4096;
-    4 * (slabs + 3 * filters * DEPTH * 2) + 2 * 128 * filters
+    4 * (slabs + 3 * filters * DEPTH * 2) + 2 * 8192
 }
 
 /// Lets the kernels have their shared memory.
