@@ -196,6 +196,7 @@ extern "C" __global__ void __launch_bounds__(512, 1) conv_weight_wgmma(
   SHARED(uint64_t, full, [STAGES]);
   SHARED(uint64_t, empty, [STAGES]);
   if (threadIdx.x == 0) {
+    prefetch_tensor_map(x), prefetch_tensor_map(dy);
     for (int i = 0; i < STAGES; i++) {
       mbarrier_init(&full[i], 1);
       mbarrier_init(&empty[i], CONSUMERS * 4);

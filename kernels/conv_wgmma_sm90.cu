@@ -235,6 +235,7 @@ __device__ __forceinline__ void conv_wgmma_body(__nv_bfloat16* y, const TensorMa
   SHARED(uint64_t, barriers, [3 * STAGES]);
   const WgmmaBarriers all = {barriers, barriers + STAGES, barriers + 2 * STAGES};
   if (threadIdx.x == 0) {
+    prefetch_tensor_map(x0), prefetch_tensor_map(w0), prefetch_tensor_map(x1), prefetch_tensor_map(w1);
     for (int i = 0; i < STAGES; i++) {
       mbarrier_init(&all.full[i], 1);
       mbarrier_init(&all.ready[i], 4);
