@@ -1,5 +1,5 @@
-//! kernels/conv_wgmma_sm90.cu against naive sums over the same bf16 operands: its roles, its ring and what is pending, in
-//! every order. (tests/gpu has its launches and its epilogue.)
+//! kernels/conv_wgmma_sm90.cu against naive sums over the same bf16 operands: its roles, its ring and what is pending. The
+//! tests named so run in every order, the others each shape in one. (tests/gpu has its launches and its epilogue.)
 
 use super::sm90::{map, with_shared};
 use super::*;
