@@ -12,16 +12,16 @@
 template <class T, int W>
 __device__ __forceinline__ void channel_sums_body(const T* u, const Sums<T>& sums, const Rows& shape) {
   const Epilogue<T> epilogue = {{}, sums, 0, 0};
-  finish_rows_of<T, W>(static_cast<T*>(nullptr), epilogue, shape.rows, shape.channels,
-                       [&](int, Offset at, int) { return load_pack<W>(u + at); });
+  finish_rows_of<T, W, 1>(static_cast<T*>(nullptr), epilogue, shape.rows, shape.channels,
+                          [&](int, Offset at, int) { return load_pack<W>(u + at); });
 }
 
 #define CHANNEL_SUMS_ARGS(T) const T *u, Sums<T> sums, Rows shape
 extern "C" __global__ void __launch_bounds__(256, 2) channel_sums_wide(CHANNEL_SUMS_ARGS(float)) {
-  channel_sums_body<float, WIDE<float>>(u, sums, shape);
+  channel_sums_body<float, RUN>(u, sums, shape);
 }
 extern "C" __global__ void __launch_bounds__(256, 2) channel_sums_wide_bf16(CHANNEL_SUMS_ARGS(__nv_bfloat16)) {
-  channel_sums_body<__nv_bfloat16, WIDE<__nv_bfloat16>>(u, sums, shape);
+  channel_sums_body<__nv_bfloat16, RUN>(u, sums, shape);
 }
 extern "C" __global__ void __launch_bounds__(256) channel_sums_odd(CHANNEL_SUMS_ARGS(float)) {
   channel_sums_body<float, 1>(u, sums, shape);
@@ -29,6 +29,19 @@ extern "C" __global__ void __launch_bounds__(256) channel_sums_odd(CHANNEL_SUMS_
 extern "C" __global__ void __launch_bounds__(256) channel_sums_odd_bf16(CHANNEL_SUMS_ARGS(__nv_bfloat16)) {
   channel_sums_body<__nv_bfloat16, 1>(u, sums, shape);
 }
+
+// Sums of a channel over some rows. Merging moments never subtracts large numbers, as sum(u²) - sum(u)² would (Chan, Golub,
+// LeVeque 1979).
+struct ChannelSums {
+  float first, second;  // mean and m2, or sum u and sum u·x̂
+
+  // Merges another's mean and m2 into those of `seen` values; `share` of the merged count is the other's.
+  __device__ __forceinline__ void merge_moments(float mean, float m2, float seen, float share) {
+    const float delta = mean - first;
+    first += delta * share;
+    second += m2 + delta * delta * (seen * share);
+  }
+};
 
 // Blocks of the kernels that merge tiles: 8 channels (a 32-byte read) x 128 lanes, each lane with eight reads in flight.
 constexpr int CHANNELS = 8, LANES = 128, BATCH = 8;
@@ -41,7 +54,7 @@ template <int KIND>
 __device__ __forceinline__ float2 merge_tiles(const float* partials, const Rows& shape, int c, int tiles) {
   SHARED(float, parts, [3][LANES][CHANNELS]);
   const int lane = threadIdx.y, channels = shape.channels;
-  ChannelSums<1> sums = {};
+  ChannelSums sums = {};
   float seen = 0.0f;
   for (int first = lane; first < tiles; first += LANES * BATCH) {
     float2 part[BATCH];
@@ -56,18 +69,18 @@ __device__ __forceinline__ float2 merge_tiles(const float* partials, const Rows&
       if (tile < tiles) {
         if constexpr (KIND == SUMS_MOMENTS) {
           const float count = min(TILE_ROWS, shape.rows - tile * TILE_ROWS);
-          sums.merge_moments(0, part[j].x, part[j].y, seen, count / (seen + count));
+          sums.merge_moments(part[j].x, part[j].y, seen, count / (seen + count));
           seen += count;
         } else {
-          sums.first[0] += part[j].x, sums.second[0] += part[j].y;
+          sums.first += part[j].x, sums.second += part[j].y;
         }
       }
     }
   }
   for (int half = LANES / 2; half > 0; half /= 2) {
     if (lane >= half && lane < 2 * half) {
-      parts[0][lane][threadIdx.x] = sums.first[0];
-      parts[1][lane][threadIdx.x] = sums.second[0];
+      parts[0][lane][threadIdx.x] = sums.first;
+      parts[1][lane][threadIdx.x] = sums.second;
       parts[2][lane][threadIdx.x] = seen;
     }
     __syncthreads();
@@ -75,14 +88,14 @@ __device__ __forceinline__ float2 merge_tiles(const float* partials, const Rows&
       const float first = parts[0][lane + half][threadIdx.x], second = parts[1][lane + half][threadIdx.x];
       const float count = parts[2][lane + half][threadIdx.x];
       if constexpr (KIND == SUMS_MOMENTS) {
-        if (count > 0.0f) sums.merge_moments(0, first, second, seen, count / (seen + count));
+        if (count > 0.0f) sums.merge_moments(first, second, seen, count / (seen + count));
         seen += count;
       } else {
-        sums.first[0] += first, sums.second[0] += second;
+        sums.first += first, sums.second += second;
       }
     }
   }
-  return make_float2(sums.first[0], sums.second[0]);
+  return make_float2(sums.first, sums.second);
 }
 
 // out[c] (+)= the first of the sums over all tiles

@@ -30,6 +30,15 @@ struct Divider {
   __device__ __forceinline__ int mod(int n) const { return n - div(n) * d; }
 };
 
+// 1 / n for n > 0, right but for its last bit: by Newton's iteration from a guess within an eighth. A division would be a
+// call, around which registers are spilled.
+__device__ __forceinline__ float reciprocal(int n) {
+  const float x = static_cast<float>(n);
+  float r = __uint_as_float(0x7ef311c7u - __float_as_uint(x));
+  UNROLL for (int i = 0; i < 4; i++) r = __fmaf_rn(r, __fmaf_rn(-x, r, 1.0f), r);
+  return r;
+}
+
 // A number as memory holds it: float, or __nv_bfloat16 (rounded to nearest, ties to even, when it is stored).
 __device__ __forceinline__ float widened(float v) { return v; }
 __device__ __forceinline__ float widened(__nv_bfloat16 v) { return __bfloat162float(v); }
@@ -106,6 +115,20 @@ __device__ __forceinline__ void store_pack(T* p, const Pack<W>& u) {
     UNROLL for (int i = 0; i < W; i += 4) store_vec(p + i, make_float4(u.v[i], u.v[i + 1], u.v[i + 2], u.v[i + 3]));
   }
 }
+
+// W numbers on their way from memory to where they are needed: as they are stored where a Pack would take more registers.
+template <class T, int W>
+struct Stored {
+  Pack<W> v;
+  __device__ __forceinline__ void load(const T* p) { v = load_pack<W>(p); }
+  __device__ __forceinline__ Pack<W> values() const { return v; }
+};
+template <>
+struct Stored<__nv_bfloat16, 4> {
+  uint2 v;
+  __device__ __forceinline__ void load(const __nv_bfloat16* p) { v = load_vec<uint2>(p); }
+  __device__ __forceinline__ Pack<4> values() const { return unpack_bf16(v); }
+};
 
 // The values that a reader finds where u is stored as T.
 template <class T, int W>

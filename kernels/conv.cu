@@ -10,7 +10,7 @@ __device__ __forceinline__ void finish_rows(float* y, const float (&acc)[T::TM][
                                             const Epilogue<float>& epilogue, Place<T> at, const ConvShape& shape) {
   lay_out<T>(memory, acc);
   finish_product<float, T, false>(y, memory, bias, epilogue, at.tile, shape.n * shape.p() * shape.q() - at.m0, at.n0,
-                                   shape.k, [&](int row) { return Offset(at.m0 + row) * shape.k; });
+                                   shape.k, [&](int row) { return at.m0 + row; });
 }
 
 // ---- forward
@@ -142,7 +142,7 @@ __device__ __forceinline__ void conv_backward_input_body(float* dx, const float*
   lay_out<T>(memory, acc);
   finish_product<float, T, false>(dx, memory, nullptr, epilogue, class_tile(at, shape), taps.pixels(shape.n) - at.m0,
                                    at.n0, shape.c,
-                                   [&](int row) { return Offset(taps.pixel(shape, at.m0 + row)) * shape.c; });
+                                   [&](int row) { return taps.pixel(shape, at.m0 + row); });
 }
 
 // dx[n,h,w,c] (+)= sum over k and the taps with p·stride - pad + r = h, q·stride - pad + s = w of dy[n,p,q,k] · w[k,r,s,c], then the epilogue

@@ -88,30 +88,30 @@ __device__ __forceinline__ void class_origins(Loader& loader, const ConvShape& s
 
 // The end of a block's tile of a product, which lies in shared memory as [Tile::BM][Tile::LDC]; the tile's sums reuse
 // that memory. VECTOR: the launch promises epilogue.wide.
-template <class T, class Tile, bool VECTOR, class Start>
+template <class T, class Tile, bool VECTOR, class Number>
 __device__ __forceinline__ void finish_product(T* y, float* product, const float* bias, const Epilogue<T>& epilogue,
-                                               int tile, int rows, int column0, int channels, Start start) {
+                                               int tile, int rows, int column0, int channels, Number number) {
   static_assert(Tile::BM == TILE_ROWS, "one partial per tile");
-  constexpr int W = WIDE<T>;
+  const auto place = [&](int row, int column) { return product + row * Tile::LDC + column; };
   if (VECTOR || epilogue.wide) {
-    finish_tile<T, W, Tile::BN, Tile::THREADS>(
-        y, epilogue, tile, min(rows, TILE_ROWS), column0, channels, product,
+    finish_tile<T, RUN, Tile::BN, Tile::THREADS, 4>(
+        y, epilogue, tile, min(rows, TILE_ROWS), column0, channels,
         [&](int row, int column) {
-          Pack<W> v = load_pack<W>(product + row * Tile::LDC + column);
+          Pack<RUN> v = load_pack<RUN>(place(row, column));
           if (bias != nullptr) {
-            UNROLL for (int i = 0; i < W; i++) v.v[i] += bias[column0 + column + i];
+            UNROLL for (int i = 0; i < RUN; i++) v.v[i] += bias[column0 + column + i];
           }
           return v;
         },
-        start);
+        number, place);
   } else {
-    finish_tile<T, 1, Tile::BN, Tile::THREADS>(
-        y, epilogue, tile, min(rows, TILE_ROWS), column0, channels, product,
+    finish_tile<T, 1, Tile::BN, Tile::THREADS, 4>(
+        y, epilogue, tile, min(rows, TILE_ROWS), column0, channels,
         [&](int row, int column) {
           const float shift = bias != nullptr ? bias[column0 + column] : 0.0f;
-          return Pack<1>{{product[row * Tile::LDC + column] + shift}};
+          return Pack<1>{{*place(row, column) + shift}};
         },
-        start);
+        number, place);
   }
 }
 

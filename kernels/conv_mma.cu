@@ -122,7 +122,7 @@ __device__ __forceinline__ void conv_backward_input_mma(unsigned char* memory, T
   mma_lay_out<Tile>(product, acc);
   finish_product<T, Tile, VECTOR>(dx, product, nullptr, epilogue, class_tile(at, shape), taps.pixels(shape.n) - at.m0,
                                   at.n0, shape.c,
-                                  [&](int row) { return Offset(taps.pixel(shape, at.m0 + row)) * shape.c; });
+                                  [&](int row) { return taps.pixel(shape, at.m0 + row); });
 }
 
 // dx[n,h,w,c] (+)= sum over k and the taps with p·stride - pad + r = h, q·stride - pad + s = w of dy[n,p,q,k] · w[k,r,s,c], then the epilogue

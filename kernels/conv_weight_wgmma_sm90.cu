@@ -26,14 +26,14 @@ static_assert(SHARED_BYTES <= 226 << 10, "twin of SHARED_BYTES in weight_wgmma.r
 }  // namespace weight_wgmma
 using namespace weight_wgmma;
 
-// Twin of KernelShape in src/device/cuda/weight_wgmma.rs. `width` divides w, 64 / width divides n; C, K multiples of 64.
+// Twin of WeightShape in src/device/cuda/weight_wgmma.rs. `width` divides w, 64 / width divides n; C, K multiples of 64.
 struct WeightShape {
   int n, h, w, c, k;
   int width_log2;  // pixels of an image in a slab
   int slice_rows;  // rows of 64 pixels of a slice
   int add;
 };
-static_assert(sizeof(WeightShape) == 32, "twin of KernelShape");
+static_assert(sizeof(WeightShape) == 32, "twin of WeightShape in weight_wgmma.rs");
 
 // A column of slabs: all rows of 64 / width images, from w0 on.
 struct Strip {
@@ -196,6 +196,7 @@ extern "C" __global__ void __launch_bounds__(512, 1) conv_weight_wgmma(
   SHARED(uint64_t, full, [STAGES]);
   SHARED(uint64_t, empty, [STAGES]);
   if (threadIdx.x == 0) {
+    prefetch_tensor_map(x), prefetch_tensor_map(dy);
     for (int i = 0; i < STAGES; i++) {
       mbarrier_init(&full[i], 1);
       mbarrier_init(&empty[i], CONSUMERS * 4);

@@ -9,8 +9,8 @@
 // of depth, six where two products are summed: theirs take turns.
 //
 // The tangent of a source with something pending takes its two stages as a pair, since both operands are functions of x
-// and tx: tx arrives where the first product's operand goes, x where the second's goes. Both are read once, evaluated
-// once and written back in place. Four stages hold a pair that is multiplied and one that is fetched and evaluated. With
+// and tx: tx arrives where the first product's operand goes, x where the second's goes. For each column of
+// the window both are read once, evaluated once and written back in place. Four stages hold a pair that is multiplied and one that is fetched and evaluated. With
 // 64 channels a stage only one pair would fit, and nothing would go on beside the products; with half the rows, a byte
 // from L2 would serve 77 FLOP in place of 128.
 //
@@ -39,24 +39,21 @@ constexpr int FILTER_SLICE = FILTERS * ROW;
 template <int FILTERS>
 constexpr int STAGE_BYTES = SLABS<FILTERS> * SLAB + 3 * FILTER_SLICE<FILTERS>;
 // A consumer's outputs pass through shared memory, 128 pixels x so many filters at a time: what the stages leave.
+constexpr int STAGED_COLUMNS = 16, STAGED = 128 * STAGED_COLUMNS * 4;
 template <int FILTERS>
-constexpr int STAGED_COLUMNS = FILTERS / 4;
-template <int FILTERS>
-constexpr int STAGED = 128 * STAGED_COLUMNS<FILTERS> * 4;
-template <int FILTERS>
-constexpr int SHARED_BYTES = STAGES * STAGE_BYTES<FILTERS> + CONSUMERS * STAGED<FILTERS>;
+constexpr int SHARED_BYTES = STAGES * STAGE_BYTES<FILTERS> + CONSUMERS * STAGED;
 // Beside them stand 1 KB of barriers; a block may have 227 KB.
 static_assert(SHARED_BYTES<64> <= 226 << 10 && SHARED_BYTES<128> <= 226 << 10, "twins of `shared` in wgmma.rs");
 }  // namespace wgmma_tile
 
-// Twin of KernelShape in src/device/cuda/wgmma.rs. Tiles are whole: `width` divides w, 64 / width divides n, h is even.
+// Twin of WgmmaShape in src/device/cuda/wgmma.rs. Tiles are whole: `width` divides w, 64 / width divides n, h is even.
 struct WgmmaShape {
   int n, h, w, c, k;
   int width_log2;  // pixels of an image in a slab
   int products;    // that are summed: 1, or 2 for the tangent
   int mirrored;    // the filters' taps stand in the opposite order
 };
-static_assert(sizeof(WgmmaShape) == 32, "twin of KernelShape");
+static_assert(sizeof(WgmmaShape) == 32, "twin of WgmmaShape in wgmma.rs");
 
 // A tile's place among all tiles: filters fastest, so that blocks that run together share their pixels.
 template <int FILTERS>

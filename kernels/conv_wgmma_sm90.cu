@@ -68,7 +68,7 @@ template <int FILTERS, bool PAIR>
 __device__ __forceinline__ void transform_stages(unsigned char* smem, const WgmmaBarriers& barriers,
                                                  const Source<__nv_bfloat16>& source,
                                                  const Tangent<__nv_bfloat16>& tangent, const WgmmaShape& shape) {
-  constexpr int RUN = 4, RUNS = DEPTH / RUN, STEP = 128 / RUNS, PIXELS = SLAB_PIXELS / STEP;
+  constexpr int RUNS = DEPTH / RUN, STEP = 128 / RUNS, PIXELS = SLAB_PIXELS / STEP;
   const int thread = static_cast<int>(threadIdx.x) % 128, run = thread % RUNS, pixel = thread / RUNS;
   const int place = pixel * ROW + (run ^ (pixel & 6)) * RUN * 2;  // STEP pixels further: STEP rows on
   static_assert(STEP % 8 == 0, "the swizzle repeats");
@@ -120,69 +120,69 @@ __device__ __forceinline__ void transform_stages(unsigned char* smem, const Wgmm
       [](const WgmmaPlace<FILTERS>&, const RingPlace&) {});
 }
 
-// Where four columns from `column` on of a row lie among the 128 x COLUMNS floats that a consumer stages: permuted within
-// 128 bytes, so that neither its writes nor its reads meet in a bank more than twice.
-template <int COLUMNS>
+// Where four columns from `column` on of a row lie among the 128 x STAGED_COLUMNS floats that a consumer stages: permuted
+// within 64 bytes, so that neither its writes nor its reads meet in a bank more than twice. Eight rows on it is the same.
 __device__ __forceinline__ int staged_place(int row, int column) {
-  constexpr int CHUNKS = COLUMNS / 4;  // of 16 bytes
-  const int permuted = (row & 3) << 1 | (row >> 2 & 1);
-  return row * COLUMNS + (((column >> 2) ^ permuted % CHUNKS) << 2) + (column & 3);
+  return row * STAGED_COLUMNS + (((column >> 2) ^ ((row & 1) << 1 | (row >> 2 & 1))) << 2) + (column & 3);
 }
 
 struct ConsumerTeam {
-  static constexpr bool SPARING = true;  // the accumulators leave few registers
   int number, thread_;
   __device__ __forceinline__ int thread() const { return thread_; }
   __device__ __forceinline__ void meet() const { named_barrier(1 + number, 128); }
 };
 
-// A consumer's rows of the tile, two at a time: 128 pixels.
+// A consumer's rows of the tile in groups of 128 pixels, of two image rows, by STAGED_COLUMNS filters. A thread ends its four
+// pixels of a group, four filters wide, at once: what their end reads is asked for before they are staged. One group's
+// code serves all, or the end of a tile would not stay in the instruction cache.
 template <int FILTERS>
 __device__ __forceinline__ void store_tile(__nv_bfloat16* y, const float (&acc)[CONSUMER_ROWS<FILTERS>][FILTERS / 2],
                                            float* staged, const float* bias, const Epilogue<__nv_bfloat16>& epilogue,
                                            const WgmmaShape& shape, const WgmmaPlace<FILTERS>& at,
                                            int consumer) {
-  constexpr int COLUMNS = STAGED_COLUMNS<FILTERS>;
-  UNROLL for (int row0 = 0; row0 < CONSUMER_ROWS<FILTERS>; row0 += 2) {
-    const int h0 = at.h0 + consumer * CONSUMER_ROWS<FILTERS> + row0;
+  constexpr int COLUMNS = STAGED_COLUMNS, ACROSS = FILTERS / COLUMNS, GROUPS = CONSUMER_ROWS<FILTERS> / 2 * ACROSS;
+  constexpr int PIXELS = 2 * SLAB_PIXELS, RUNS = COLUMNS / RUN, LANES = 128 / RUNS, BATCH = PIXELS / LANES;
+  NO_UNROLL for (int group = 0; group < GROUPS; group++) {
+    const ConsumerTeam team = {consumer, computed_here(threadIdx.x) & 127};
+    const int h0 = at.h0 + consumer * CONSUMER_ROWS<FILTERS> + group / ACROSS * 2, k0 = at.k0 + group % ACROSS * COLUMNS;
     if (h0 >= shape.h) break;  // the same for the team
-    UNROLL for (int column0 = 0; column0 < FILTERS; column0 += COLUMNS) {
-      const ConsumerTeam team = {consumer, computed_here(threadIdx.x % 128)};
-      const int warp = team.thread() / 32, lane = team.thread() % 32;
-      team.meet();
+    const int pixel = team.thread() / RUNS, column = team.thread() % RUNS * RUN, c = k0 + column;
+    RowBatch<__nv_bfloat16, RUN, LANES, BATCH> rows;
+    rows.find(pixel, PIXELS, [&](int row) {
+      const int slab = row % SLAB_PIXELS, n = at.n0 + (slab >> shape.width_log2);
+      const int w = at.w0 + (slab & ((1 << shape.width_log2) - 1));
+      return (n * shape.h + h0 + row / SLAB_PIXELS) * shape.w + w;
+    });
+    if (c < shape.k) rows.load_x(epilogue, shape.k, c);
+    team.meet();
+    const int to = staged_place(team.thread() / 32 * 16 + team.thread() % 32 / 4, team.thread() % 4 * 2);
+    UNROLL for (int g = 0; g < GROUPS; g++) {
+      if (g != group) continue;  // registers have no index
       UNROLL for (int i = 0; i < 2; i++) {
         UNROLL for (int j = 0; j < COLUMNS / 2; j += 2) {
-          const int row = i * SLAB_PIXELS + warp * 16 + lane / 4 + (j & 2) * 4, column = j / 4 * 8 + lane % 4 * 2;
-          const float* two = &acc[row0 + i][column0 / 2 + j];
-          store_vec(staged + staged_place<COLUMNS>(row, column), make_float2(two[0], two[1]));
+          const float* two = &acc[g / ACROSS * 2 + i][g % ACROSS * COLUMNS / 2 + j];
+          const int row = i * SLAB_PIXELS + j / 2 % 2 * 8, column = j / 4 * 8;  // from `to` on
+          store_vec(staged + (to ^ column) + row * COLUMNS, make_float2(two[0], two[1]));
         }
       }
-      team.meet();
-      const int k0 = at.k0 + column0;
-      const auto start = [&](int row) {
-        const int pixel = row % SLAB_PIXELS, n = at.n0 + (pixel >> shape.width_log2);
-        const int w = at.w0 + (pixel & ((1 << shape.width_log2) - 1));
-        return ((Offset(n) * shape.h + h0 + row / SLAB_PIXELS) * shape.w + w) * shape.k;
-      };
-      // Stores first, then sums of what was stored, by the same threads: both at once want more registers than there are.
-      Epilogue<__nv_bfloat16> stores = epilogue, sums = {};
-      stores.sums.kind = SUMS_NONE;
-      finish_tile<__nv_bfloat16, 4, COLUMNS, 128>(
-          y, stores, 0, 2 * SLAB_PIXELS, k0, shape.k, staged,
-          [&](int row, int column) {
-            Pack<4> v = load_pack<4>(staged + staged_place<COLUMNS>(row, column));
-            if (bias != nullptr) {
-              UNROLL for (int i = 0; i < 4; i++) v.v[i] += bias[k0 + column + i];
-            }
-            return v;
-          },
-          start, team);
-      if (epilogue.sums.kind == SUMS_NONE) continue;
-      sums.sums = epilogue.sums;
-      finish_tile<__nv_bfloat16, 4, COLUMNS, 128>(
-          static_cast<__nv_bfloat16*>(nullptr), sums, at.pair(shape, h0), 2 * SLAB_PIXELS, k0, shape.k, staged,
-          [&](int row, int column) { return load_pack<4>(y + start(row) + k0 + column); }, start, team);
     }
+    team.meet();
+    LaneSums<__nv_bfloat16, RUN> sums;
+    if (c < shape.k) {
+      rows.load_addend(epilogue, shape.k, c);
+      const float* from = staged + staged_place(pixel, column);
+      Pack<RUN> v[BATCH];
+      UNROLL for (int j = 0; j < BATCH; j++) {
+        v[j] = load_pack<RUN>(from + j * LANES * COLUMNS);
+        if (bias != nullptr) {
+          UNROLL for (int i = 0; i < RUN; i++) v[j].v[i] += bias[c + i];
+        }
+      }
+      rows.finish(y, v, epilogue, sums, true, shape.k, c);
+    }
+    write_sums<__nv_bfloat16, RUN, COLUMNS, LANES>(
+        epilogue.sums.partials, sums, epilogue.sums.kind, at.pair(shape, h0), PIXELS, k0, shape.k,
+        [&](int row, int column) { return staged + staged_place(row, column); }, team);
   }
 }
 
@@ -191,7 +191,7 @@ __device__ __forceinline__ void multiply_stages(unsigned char* smem, uint64_t* o
                                                 __nv_bfloat16* y, const float* bias,
                                                 const Epilogue<__nv_bfloat16>& epilogue, const WgmmaShape& shape) {
   const int consumer = (static_cast<int>(threadIdx.x) - PRODUCER_THREADS) / 128;
-  float* staged = reinterpret_cast<float*>(smem + STAGES * STAGE_BYTES<FILTERS> + consumer * STAGED<FILTERS>);
+  float* staged = reinterpret_cast<float*>(smem + STAGES * STAGE_BYTES<FILTERS> + consumer * STAGED);
   float acc[CONSUMER_ROWS<FILTERS>][FILTERS / 2];
   // A warp gives a stage back when its products have left it: one stage later, and at the end of the tile.
   const auto release_previous = [&](const RingPlace& ring) {
@@ -235,6 +235,7 @@ __device__ __forceinline__ void conv_wgmma_body(__nv_bfloat16* y, const TensorMa
   SHARED(uint64_t, barriers, [3 * STAGES]);
   const WgmmaBarriers all = {barriers, barriers + STAGES, barriers + 2 * STAGES};
   if (threadIdx.x == 0) {
+    prefetch_tensor_map(x0), prefetch_tensor_map(w0), prefetch_tensor_map(x1), prefetch_tensor_map(w1);
     for (int i = 0; i < STAGES; i++) {
       mbarrier_init(&all.full[i], 1);
       mbarrier_init(&all.ready[i], 4);

@@ -7,6 +7,10 @@
 // Rows of a tensor whose sums make one partial; twin of TILE_ROWS in src/device/cuda/norm.rs.
 constexpr int TILE_ROWS = 128;
 
+// Channels that a thread ends at once where accesses are wide: 16 bytes of float, 8 of bf16. With eight, coefficients and
+// sums alone would fill its registers, and few rows could be under way.
+constexpr int RUN = 4;
+
 enum SumsKind { SUMS_NONE, SUMS_MOMENTS, SUMS_DOT };
 
 // Which per-channel sums of the stored values u are wanted; partials [tiles][2][channels]
@@ -15,7 +19,7 @@ enum SumsKind { SUMS_NONE, SUMS_MOMENTS, SUMS_DOT };
 template <class T>
 struct Sums {
   float* partials;
-  const T* x;               // [rows][channels]; null for none
+  const T* x;               // [rows][channels]; null for none; the mask's, where there is one
   const float* statistics;  // [2][channels]: mean, rstd of x
   int kind;                 // SumsKind
   int reserved;
@@ -33,160 +37,218 @@ struct Epilogue {
 static_assert(sizeof(Sums<float>) == 32, "twin of KernelSums");
 static_assert(sizeof(Epilogue<float>) == 72, "twin of KernelEpilogue");
 
-// Sums of W channels over some rows. Merging moments never subtracts large numbers, as sum(u²) - sum(u)² would (Chan,
-// Golub, LeVeque 1979); their count is known to the caller.
-template <int W>
-struct ChannelSums {
-  float first[W], second[W];  // mean and m2, or sum u and sum u·x̂
-
-  // Merges another's mean and m2 into those of `seen` values; `share` of the merged count is the other's.
-  __device__ __forceinline__ void merge_moments(int i, float mean, float m2, float seen, float share) {
-    const float delta = mean - first[i];
-    first[i] += delta * share;
-    second[i] += m2 + delta * delta * (seen * share);
-  }
-};
-
 // The threads that finish a tile together: a whole block, unless a kernel's roles differ.
 struct WholeBlock {
-  static constexpr bool SPARING = false;  // of registers: then only one batch of rows is in flight
   __device__ __forceinline__ int thread() const { return threadIdx.x; }
   __device__ __forceinline__ void meet() const { __syncthreads(); }
 };
 
 // Rows of a tile of `rows` that fall to one of `lanes` interleaved lanes.
 __device__ __forceinline__ int lane_rows(int rows, int lane, int lanes) {
-  return lane < rows ? (rows - lane - 1) / lanes + 1 : 0;
+  return rows == TILE_ROWS ? TILE_ROWS / lanes : (rows + lanes - 1 - lane) / lanes;
+}
+// 1 / lane_rows, of an empty lane 1; all but a tensor's last tile are full, and know it.
+__device__ __forceinline__ float lane_share(int rows, int lane, int lanes) {
+  return rows == TILE_ROWS ? 1.0f * lanes / TILE_ROWS : reciprocal(max(lane_rows(rows, lane, lanes), 1));
 }
 
-// Adds the first `count` of a thread's rows to its sums, which hold `seen` rows.
-template <class T, int W, int BATCH>
-__device__ __forceinline__ void add_rows(ChannelSums<W>& sums, const Sums<T>& wanted, const Pack<W> (&v)[BATCH],
-                                         const Offset (&at)[BATCH], int count, float seen, int channels, int c) {
-  if (wanted.kind == SUMS_MOMENTS) {
-    const float inverse = 1.0f / count, share = count / (seen + count);
-    UNROLL for (int i = 0; i < W; i++) {
-      float mean = 0.0f, m2 = 0.0f;
-      UNROLL for (int j = 0; j < BATCH; j++) mean += j < count ? v[j].v[i] : 0.0f;
-      mean *= inverse;
-      UNROLL for (int j = 0; j < BATCH; j++) {
-        const float deviation = j < count ? v[j].v[i] - mean : 0.0f;
-        m2 = __fmaf_rn(deviation, deviation, m2);
-      }
-      sums.merge_moments(i, mean, m2, seen, share);
-    }
-  } else if (wanted.kind == SUMS_DOT) {
-    UNROLL for (int i = 0; i < W; i++) {
-      UNROLL for (int j = 0; j < BATCH; j++) sums.first[i] += j < count ? v[j].v[i] : 0.0f;
-    }
-    if (wanted.x != nullptr) {
-      Pack<W> x[BATCH];
-      UNROLL for (int j = 0; j < BATCH; j++) x[j] = load_pack<W>(wanted.x + at[j]);
-      const Pack<W> mean = load_pack<W>(wanted.statistics + c), rstd = load_pack<W>(wanted.statistics + channels + c);
+// A lane's sums of W channels while its rows come in: of u and u·x̂, or of u - shift and (u - shift)². The shift is the
+// lane's first u: as one of n values it keeps the second sum within n times that about the mean, so that what moments()
+// subtracts is of the size of what it leaves, wherever the mean lies; and no row costs a division.
+template <class T, int W>
+struct LaneSums {
+  Pack<W> shift = {}, first = {}, second = {};
+
+  // Adds the first `count` of BATCH rows of stored values; `begins`: they are the lane's first. x: those of SUMS_DOT.
+  template <int BATCH>
+  __device__ __forceinline__ void add(const Sums<T>& wanted, const Pack<W> (&u)[BATCH], const Stored<T, W> (&x)[BATCH],
+                                      int count, bool begins, int channels, int c) {
+    if (wanted.kind == SUMS_MOMENTS) {
+      if (begins) shift = u[0];
       UNROLL for (int i = 0; i < W; i++) {
         UNROLL for (int j = 0; j < BATCH; j++) {
-          const float normal = (x[j].v[i] - mean.v[i]) * rstd.v[i];
-          sums.second[i] = j < count ? __fmaf_rn(v[j].v[i], normal, sums.second[i]) : sums.second[i];
+          if (j == 0 && begins) continue;  // 0
+          const float centred = j < count ? u[j].v[i] - shift.v[i] : 0.0f;
+          first.v[i] += centred;
+          second.v[i] = __fmaf_rn(centred, centred, second.v[i]);
+        }
+      }
+    } else if (wanted.kind == SUMS_DOT) {
+      UNROLL for (int i = 0; i < W; i++) {
+        UNROLL for (int j = 0; j < BATCH; j++) first.v[i] += j < count ? u[j].v[i] : 0.0f;
+      }
+      if (wanted.x != nullptr) {
+        const Pack<W> mean = load_pack<W>(wanted.statistics + c), rstd = load_pack<W>(wanted.statistics + channels + c);
+        UNROLL for (int j = 0; j < BATCH; j++) {
+          const Pack<W> value = x[j].values();
+          UNROLL for (int i = 0; i < W; i++) {
+            const float normal = (value.v[i] - mean.v[i]) * rstd.v[i];
+            second.v[i] = j < count ? __fmaf_rn(u[j].v[i], normal, second.v[i]) : second.v[i];
+          }
         }
       }
     }
   }
+
+  // Turns sums about the shift into mean and m2; `inverse` is that of the number of rows.
+  __device__ __forceinline__ void to_moments(float inverse) {
+    UNROLL for (int i = 0; i < W; i++) {
+      const float delta = first.v[i] * inverse;
+      second.v[i] = __fmaf_rn(-delta, first.v[i], second.v[i]);
+      first.v[i] = shift.v[i] + delta;
+    }
+  }
+};
+
+// The sum over N neighbouring lanes of a warp, a power of two of them; all lanes of the warp call it.
+template <int N>
+__device__ __forceinline__ float neighbour_sum(float v) {
+  UNROLL for (int offset = N / 2; offset > 0; offset >>= 1) v += __shfl_xor_sync(0xffffffffu, v, offset);
+  return v;
 }
 
-// Merges the lanes of a team, in order, into the tile's partial. All threads call it.
-template <int W, int COLUMNS, int LANES, class Team>
-__device__ __forceinline__ void write_sums(float* partials, const ChannelSums<W>& sums, int kind, int tile, int rows,
-                                           int column0, int channels, float* parts, const Team& team) {
+// Merges the lanes of a team into the tile's partial, in a fixed order: LANES / W neighbouring threads take W lanes of a
+// column each, then sum what they have. Moments are again taken about a shift: the mean of lane 0, within LANES times of
+// those about the mean of all. All threads call it.
+//   parts(row)   where row 0..2·LANES of COLUMNS floats begins in shared memory; rows lane and LANES + lane of a thread's
+//                columns are its own until it comes here
+template <class T, int W, int COLUMNS, int LANES, class Parts, class Team>
+__device__ __forceinline__ void write_sums(float* partials, LaneSums<T, W>& sums, int kind, int tile, int rows,
+                                           int column0, int channels, Parts parts, const Team& team) {
+  constexpr int RUNS = COLUMNS / W, GROUP = LANES / W;
+  static_assert(GROUP * W == LANES && 32 % GROUP == 0, "a column's threads are in one warp");
   if (kind == SUMS_NONE) return;  // the same for all threads
-  constexpr int RUNS = COLUMNS / W;
-  const int column = team.thread() % RUNS * W, lane = team.thread() / RUNS;
+  const int lane = team.thread() / RUNS, run = team.thread() % RUNS * W;
+  if (kind == SUMS_MOMENTS) sums.to_moments(lane_share(rows, lane, LANES));
+  store_pack<W>(parts(lane, run), sums.first);
+  store_pack<W>(parts(LANES + lane, run), sums.second);
   team.meet();
+  const int member = team.thread() % GROUP, column = team.thread() / GROUP;
+  float first = 0.0f, second = 0.0f;
+  const float shift = kind == SUMS_MOMENTS ? *parts(0, column) : 0.0f;
   UNROLL for (int i = 0; i < W; i++) {
-    parts[lane * COLUMNS + column + i] = sums.first[i];
-    parts[(LANES + lane) * COLUMNS + column + i] = sums.second[i];
-  }
-  team.meet();
-  for (int i = team.thread(); i < COLUMNS && column0 + i < channels; i += RUNS * LANES) {
-    ChannelSums<1> all = {{parts[i]}, {parts[LANES * COLUMNS + i]}};
-    float seen = lane_rows(rows, 0, LANES);
-    for (int other = 1; other < min(LANES, rows); other++) {
-      const float first = parts[other * COLUMNS + i], second = parts[(LANES + other) * COLUMNS + i];
-      if (kind == SUMS_MOMENTS) {
-        const float count = lane_rows(rows, other, LANES);
-        all.merge_moments(0, first, second, seen, count / (seen + count));
-        seen += count;
-      } else {
-        all.first[0] += first, all.second[0] += second;
-      }
+    const int other = i * GROUP + member;
+    const float u = *parts(other, column), v = *parts(LANES + other, column);
+    if (kind == SUMS_MOMENTS) {
+      const float delta = u - shift, weighted = delta * lane_rows(rows, other, LANES);
+      first += weighted;
+      second += __fmaf_rn(weighted, delta, v);
+    } else {
+      first += u, second += v;
     }
-    float* out = partials + Offset(tile) * 2 * channels + column0 + i;
-    out[0] = all.first[0], out[channels] = all.second[0];
+  }
+  first = neighbour_sum<GROUP>(first), second = neighbour_sum<GROUP>(second);
+  if (kind == SUMS_MOMENTS) {
+    const float delta = first * lane_share(rows, 0, 1);
+    second = __fmaf_rn(-delta, first, second);
+    first = shift + delta;
+  }
+  if (member == 0 && column0 + column < channels) {
+    float* out = partials + Offset(tile) * 2 * channels + column0 + column;
+    out[0] = first, out[channels] = second;
   }
 }
+
+// BATCH rows of a thread, every LANES-th from `first` on, W channels from c on, and what their end reads besides their
+// values: loaded before anything is stored, so that all loads are under way at once.
+template <class T, int W, int LANES, int BATCH>
+struct RowBatch {
+  int first, count, number[BATCH];  // number: of the row in the tensor
+  Stored<T, W> x[BATCH] = {}, addend[BATCH] = {};
+
+  template <class Number>
+  __device__ __forceinline__ void find(int first_row, int rows, Number number_of) {
+    first = first_row, count = 0;
+    UNROLL for (int j = 0; j < BATCH; j++) {
+      count += first + j * LANES < rows;
+      number[j] = number_of(row(j));
+    }
+  }
+
+  __device__ __forceinline__ Offset at(int j, int channels, int c) const { return Offset(number[j]) * channels + c; }
+
+  // Of the mask and of the sums, which are of one tensor where both are wanted.
+  __device__ __forceinline__ void load_x(const Epilogue<T>& epilogue, int channels, int c) {
+    const T* from = epilogue.mask.x != nullptr ? epilogue.mask.x : epilogue.sums.x;
+    if (from != nullptr) {
+      UNROLL for (int j = 0; j < BATCH; j++) x[j].load(from + at(j, channels, c));
+    }
+  }
+  __device__ __forceinline__ void load_addend(const Epilogue<T>& epilogue, int channels, int c) {
+    if (epilogue.addend != nullptr) {
+      UNROLL for (int j = 0; j < BATCH; j++) addend[j].load(epilogue.addend + at(j, channels, c));
+    }
+  }
+
+  // Of a row that does not exist: the first, an address that does.
+  __device__ __forceinline__ int row(int j) const { return first + (j < count ? j : 0) * LANES; }
+
+  // v: the values
+  __device__ __forceinline__ void finish(T* y, Pack<W> (&v)[BATCH], const Epilogue<T>& epilogue, LaneSums<T, W>& sums,
+                                         bool begins, int channels, int c) {
+    if (epilogue.addend != nullptr) {
+      UNROLL for (int j = 0; j < BATCH; j++) {
+        const Pack<W> more = addend[j].values();
+        UNROLL for (int i = 0; i < W; i++) v[j].v[i] += more.v[i];
+      }
+    }
+    if (epilogue.mask.x != nullptr) {
+      const Affine<W> affine(epilogue.mask, channels, c);
+      UNROLL for (int j = 0; j < BATCH; j++) v[j] = source_mask(affine, epilogue.mask.relu != 0, x[j].values(), v[j]);
+    }
+    UNROLL for (int j = 0; j < BATCH; j++) {
+      if (y != nullptr && j < count) store_pack<W>(y + at(j, channels, c), v[j]);
+      v[j] = as_stored<T>(v[j]);
+    }
+    sums.template add<BATCH>(epilogue.sums, v, x, count, begins, channels, c);
+  }
+};
 
 // The end of a block's tile of y (null: the values are there already, only their sums are wanted): rows 0..rows of tile number `tile`, COLUMNS channels from column0 on.
 //   value(row, column)  the W values before the epilogue, from tile column `column` on
-//   start(row)          where the row's channel 0 lies in y, in the mask's and in the sums' tensor
-//   parts               shared memory, 2·LANES·COLUMNS floats; free from the first barrier on, so that `value` may read it
-// A thread owns W neighbouring channels of every LANES-th row and has the loads of a few rows in flight. All threads of the team call it.
-template <class T, int W, int COLUMNS, int THREADS, class Value, class Start, class Team = WholeBlock>
+//   number(row)         of the row in y, in the mask's and in the sums' tensor
+//   parts(row, column)  shared memory of write_sums; where `value` reads such a row, it may be that row itself
+// A thread owns W neighbouring channels of every LANES-th row and has the loads of BATCH rows in flight. All threads of the block call it.
+template <class T, int W, int COLUMNS, int THREADS, int BATCH, class Value, class Number, class Parts>
 __device__ __forceinline__ void finish_tile(T* y, const Epilogue<T>& epilogue, int tile, int rows, int column0,
-                                            int channels, float* parts, Value value, Start start,
-                                            const Team& team = Team()) {
-  constexpr int RUNS = COLUMNS / W, LANES = THREADS / RUNS, BATCH = W == 8 ? 1 : W == 4 ? 2 : 4;
+                                            int channels, Value value, Number number, Parts parts) {
+  constexpr int RUNS = COLUMNS / W, LANES = THREADS / RUNS;
   static_assert(RUNS * LANES == THREADS, "every thread has a run");
+  const WholeBlock team;
   const int column = team.thread() % RUNS * W, lane = team.thread() / RUNS, c = column0 + column;
-  ChannelSums<W> sums = {};
+  LaneSums<T, W> sums;
   if (c < channels) {
-    float seen = 0.0f;
-    const auto finish_batch = [&](int first) {
+    NO_UNROLL for (int first = lane; first < rows; first += LANES * BATCH) {
+      RowBatch<T, W, LANES, BATCH> batch;
+      batch.find(first, rows, number);
+      batch.load_x(epilogue, channels, c);
+      batch.load_addend(epilogue, channels, c);
       Pack<W> v[BATCH];
-      Offset at[BATCH];
-      const int count = min(lane_rows(rows - first, 0, LANES), BATCH);
-      UNROLL for (int j = 0; j < BATCH; j++) {
-        const int row = first + (j < count ? j : 0) * LANES;  // an address that exists
-        at[j] = start(row) + c;
-        v[j] = value(row, column);
-      }
-      if (epilogue.addend != nullptr) {
-        Pack<W> addend[BATCH];
-        UNROLL for (int j = 0; j < BATCH; j++) addend[j] = load_pack<W>(epilogue.addend + at[j]);
-        UNROLL for (int j = 0; j < BATCH; j++) {
-          UNROLL for (int i = 0; i < W; i++) v[j].v[i] += addend[j].v[i];
-        }
-      }
-      if (epilogue.mask.x != nullptr) {
-        Pack<W> x[BATCH];
-        UNROLL for (int j = 0; j < BATCH; j++) x[j] = load_pack<W>(epilogue.mask.x + at[j]);
-        const Affine<W> affine(epilogue.mask, channels, c);
-        UNROLL for (int j = 0; j < BATCH; j++) v[j] = source_mask(affine, epilogue.mask.relu != 0, x[j], v[j]);
-      }
-      UNROLL for (int j = 0; j < BATCH; j++) {
-        if (y != nullptr && j < count) store_pack<W>(y + at[j], v[j]);
-        v[j] = as_stored<T>(v[j]);
-      }
-      add_rows<T, W>(sums, epilogue.sums, v, at, count, seen, channels, c);
-      seen += count;
-    };
-    if constexpr (Team::SPARING) {
-      NO_UNROLL for (int first = lane; first < rows; first += LANES * BATCH) finish_batch(first);
-    } else {
-      for (int first = lane; first < rows; first += LANES * BATCH) finish_batch(first);
+      UNROLL for (int j = 0; j < BATCH; j++) v[j] = value(batch.row(j), column);
+      batch.finish(y, v, epilogue, sums, first == lane, channels, c);
     }
   }
-  write_sums<W, COLUMNS, LANES>(epilogue.sums.partials, sums, epilogue.sums.kind, tile, rows, column0, channels, parts,
-                               team);
+  write_sums<T, W, COLUMNS, LANES>(epilogue.sums.partials, sums, epilogue.sums.kind, tile, rows, column0, channels, parts,
+                                  team);
 }
 
-// The same for a tensor [rows][channels] in blocks of 256 threads: TILE_ROWS rows of blockIdx.x and 8·W channels of
-// blockIdx.y. value(row, at, c): the W values of a row from channel c on, which lie at offset `at`.
-template <class T, int W, class Value>
+// The same for a tensor [rows][channels] in blocks of 256 threads: TILE_ROWS rows of blockIdx.x, and of blockIdx.y 8·16 bytes
+// of channels where W is RUN, 8 channels where it is 1. value(row, at, c): the W values of a row from channel c on, which lie
+// at offset `at`; it loads LOADS runs of T.
+template <class T, int W, int LOADS, class Value>
 __device__ __forceinline__ void finish_rows_of(T* y, const Epilogue<T>& epilogue, int rows, int channels, Value value) {
-  constexpr int COLUMNS = 8 * W, LANES = 32;
-  SHARED(float, parts, [2 * LANES * COLUMNS]);
+  constexpr int THREADS = 256, COLUMNS = W == 1 ? 8 : 8 * WIDE<T>, LANES = THREADS * W / COLUMNS;
+  // 64 bytes a thread under way: 32 KB for the 512 threads of a multiprocessor, where 3 TB/s at a latency of 0.7 µs want 16.
+  constexpr int BATCH = W == 1 ? 4 : 64 / (LOADS * W * static_cast<int>(sizeof(T)));
+  constexpr int PITCH = COLUMNS + 32 * W / LANES;  // the threads of a warp that merge lanes read different banks
+  SHARED(float, memory, [2 * LANES * PITCH]);
   const int row0 = static_cast<int>(blockIdx.x) * TILE_ROWS, column0 = static_cast<int>(blockIdx.y) * COLUMNS;
-  const auto start = [&](int row) { return Offset(row0 + row) * channels; };
-  finish_tile<T, W, COLUMNS, 8 * LANES>(
-      y, epilogue, blockIdx.x, min(rows - row0, TILE_ROWS), column0, channels, parts,
-      [&](int row, int column) { return value(row0 + row, start(row) + column0 + column, column0 + column); }, start);
+  finish_tile<T, W, COLUMNS, THREADS, BATCH>(
+      y, epilogue, blockIdx.x, min(rows - row0, TILE_ROWS), column0, channels,
+      [&](int row, int column) {
+        const int c = column0 + column;
+        return value(row0 + row, Offset(row0 + row) * channels + c, c);
+      },
+      [&](int row) { return row0 + row; },
+      [&](int row, int column) { return memory + row * PITCH + column; });
 }

@@ -16,7 +16,7 @@ __device__ __forceinline__ Pack<W> add_packs(Pack<W> a, const Pack<W>& b) {
 template <class T, int W>
 __device__ __forceinline__ void join_forward_body(T* y, const Source<T>& a, const Source<T>& b,
                                                   const Epilogue<T>& epilogue, const Rows& shape) {
-  finish_rows_of<T, W>(y, epilogue, shape.rows, shape.channels, [&](int, Offset at, int c) {
+  finish_rows_of<T, W, 2>(y, epilogue, shape.rows, shape.channels, [&](int, Offset at, int c) {
     const Pack<W> u = source_forward(Affine<W>(a, shape.channels, c), a.relu != 0, load_pack<W>(a.x + at));
     const Pack<W> v = source_forward(Affine<W>(b, shape.channels, c), b.relu != 0, load_pack<W>(b.x + at));
     return add_packs(u, v);
@@ -28,10 +28,10 @@ __device__ __forceinline__ void join_forward_body(T* y, const Source<T>& a, cons
 // grid and limits as above
 #define JOIN_FORWARD_ARGS(T) T *y, Source<T> a, Source<T> b, Epilogue<T> epilogue, Rows shape
 extern "C" __global__ void __launch_bounds__(256, 2) join_forward_wide(JOIN_FORWARD_ARGS(float)) {
-  join_forward_body<float, WIDE<float>>(y, a, b, epilogue, shape);
+  join_forward_body<float, RUN>(y, a, b, epilogue, shape);
 }
 extern "C" __global__ void __launch_bounds__(256, 2) join_forward_wide_bf16(JOIN_FORWARD_ARGS(__nv_bfloat16)) {
-  join_forward_body<__nv_bfloat16, WIDE<__nv_bfloat16>>(y, a, b, epilogue, shape);
+  join_forward_body<__nv_bfloat16, RUN>(y, a, b, epilogue, shape);
 }
 extern "C" __global__ void __launch_bounds__(256) join_forward_odd(JOIN_FORWARD_ARGS(float)) {
   join_forward_body<float, 1>(y, a, b, epilogue, shape);
@@ -52,7 +52,7 @@ __device__ __forceinline__ Pack<W> load_tangent(const Source<T>& s, const Tangen
 template <class T, int W>
 __device__ __forceinline__ void join_tangent_body(T* ty, const Source<T>& a, const Tangent<T>& ta, const Source<T>& b,
                                                   const Tangent<T>& tb, const Epilogue<T>& epilogue, const Rows& shape) {
-  finish_rows_of<T, W>(ty, epilogue, shape.rows, shape.channels, [&](int, Offset at, int c) {
+  finish_rows_of<T, W, 4>(ty, epilogue, shape.rows, shape.channels, [&](int, Offset at, int c) {
     return add_packs(load_tangent<T, W>(a, ta, shape.channels, c, at), load_tangent<T, W>(b, tb, shape.channels, c, at));
   });
 }
@@ -62,10 +62,10 @@ __device__ __forceinline__ void join_tangent_body(T* ty, const Source<T>& a, con
 // grid and limits as above
 #define JOIN_TANGENT_ARGS(T) T *ty, Source<T> a, Tangent<T> ta, Source<T> b, Tangent<T> tb, Epilogue<T> epilogue, Rows shape
 extern "C" __global__ void __launch_bounds__(256, 2) join_tangent_wide(JOIN_TANGENT_ARGS(float)) {
-  join_tangent_body<float, WIDE<float>>(ty, a, ta, b, tb, epilogue, shape);
+  join_tangent_body<float, RUN>(ty, a, ta, b, tb, epilogue, shape);
 }
 extern "C" __global__ void __launch_bounds__(256, 2) join_tangent_wide_bf16(JOIN_TANGENT_ARGS(__nv_bfloat16)) {
-  join_tangent_body<__nv_bfloat16, WIDE<__nv_bfloat16>>(ty, a, ta, b, tb, epilogue, shape);
+  join_tangent_body<__nv_bfloat16, RUN>(ty, a, ta, b, tb, epilogue, shape);
 }
 extern "C" __global__ void __launch_bounds__(256, 2) join_tangent_odd(JOIN_TANGENT_ARGS(float)) {
   join_tangent_body<float, 1>(ty, a, ta, b, tb, epilogue, shape);
@@ -77,7 +77,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) join_tangent_odd_bf16(JOIN_
 template <class T, int W>
 __device__ __forceinline__ void source_backward_body(T* dx, const T* d, const Source<T>& x, const float* slope,
                                                      const Epilogue<T>& epilogue, const Rows& shape) {
-  finish_rows_of<T, W>(dx, epilogue, shape.rows, shape.channels, [&](int, Offset at, int c) {
+  finish_rows_of<T, W, 2>(dx, epilogue, shape.rows, shape.channels, [&](int, Offset at, int c) {
     Pack<W> stored = {};
     if (x.relu || slope != nullptr) stored = load_pack<W>(x.x + at);
     const Affine<W> affine(x, shape.channels, c);
@@ -90,10 +90,10 @@ __device__ __forceinline__ void source_backward_body(T* dx, const T* d, const So
 // grid and limits as above
 #define SOURCE_BACKWARD_ARGS(T) T *dx, const T *d, Source<T> x, const float *slope, Epilogue<T> epilogue, Rows shape
 extern "C" __global__ void __launch_bounds__(256, 2) source_backward_wide(SOURCE_BACKWARD_ARGS(float)) {
-  source_backward_body<float, WIDE<float>>(dx, d, x, slope, epilogue, shape);
+  source_backward_body<float, RUN>(dx, d, x, slope, epilogue, shape);
 }
 extern "C" __global__ void __launch_bounds__(256, 2) source_backward_wide_bf16(SOURCE_BACKWARD_ARGS(__nv_bfloat16)) {
-  source_backward_body<__nv_bfloat16, WIDE<__nv_bfloat16>>(dx, d, x, slope, epilogue, shape);
+  source_backward_body<__nv_bfloat16, RUN>(dx, d, x, slope, epilogue, shape);
 }
 extern "C" __global__ void __launch_bounds__(256) source_backward_odd(SOURCE_BACKWARD_ARGS(float)) {
   source_backward_body<float, 1>(dx, d, x, slope, epilogue, shape);

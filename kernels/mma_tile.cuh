@@ -177,7 +177,7 @@ __device__ __forceinline__ void mma_finish_rows(T* y, const float (&acc)[Tile::M
   float* product = reinterpret_cast<float*>(memory);
   mma_lay_out<Tile>(product, acc);
   finish_product<T, Tile, VECTOR>(y, product, bias, epilogue, at.tile, shape.n * shape.p() * shape.q() - at.m0, at.n0,
-                                  shape.k, [&](int row) { return Offset(at.m0 + row) * shape.k; });
+                                  shape.k, [&](int row) { return at.m0 + row; });
 }
 
 // Operand a of forward, tangent, contraction (DIRECTION 1) and backward-input (DIRECTION -1): rows are pixels, the depth

@@ -82,7 +82,7 @@ extern "C" __global__ void __launch_bounds__(256) pool_tangent_bf16(POOL_TANGENT
 template <class T, int W>
 __device__ __forceinline__ void pool_backward_body(T* d, const float* dy, const Epilogue<T>& epilogue,
                                                    const PoolShape& shape) {
-  finish_rows_of<T, W>(d, epilogue, shape.n * shape.h * shape.w, shape.c, [&](int row, Offset, int c) {
+  finish_rows_of<T, W, 2>(d, epilogue, shape.n * shape.h * shape.w, shape.c, [&](int row, Offset, int c) {
     const Position at(row, shape.h, shape.w, 1);
     const int p = at.row / shape.r, q = at.column / shape.s;
     Pack<W> value = {};
@@ -100,10 +100,10 @@ __device__ __forceinline__ void pool_backward_body(T* d, const float* dy, const 
 // NHWC < 2^31; _wide: C a multiple of W, all pointers 16-byte aligned
 #define POOL_BACKWARD_ARGS(T) T *d, const float *dy, Epilogue<T> epilogue, PoolShape shape
 extern "C" __global__ void __launch_bounds__(256, 2) pool_backward_wide(POOL_BACKWARD_ARGS(float)) {
-  pool_backward_body<float, WIDE<float>>(d, dy, epilogue, shape);
+  pool_backward_body<float, RUN>(d, dy, epilogue, shape);
 }
 extern "C" __global__ void __launch_bounds__(256, 2) pool_backward_wide_bf16(POOL_BACKWARD_ARGS(__nv_bfloat16)) {
-  pool_backward_body<__nv_bfloat16, WIDE<__nv_bfloat16>>(d, dy, epilogue, shape);
+  pool_backward_body<__nv_bfloat16, RUN>(d, dy, epilogue, shape);
 }
 extern "C" __global__ void __launch_bounds__(256) pool_backward_odd(POOL_BACKWARD_ARGS(float)) {
   pool_backward_body<float, 1>(d, dy, epilogue, shape);

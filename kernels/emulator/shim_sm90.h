@@ -18,6 +18,7 @@ inline void mbarrier_init(uint64_t* barrier, int arrivals, EMULATOR_SITE) {
   emulator::mbarrier_init(barrier, static_cast<uint32_t>(arrivals), site);
 }
 inline void mbarrier_init_fence() {}
+// Of the planted faults alone: a kernel's barriers live as long as its block.
 inline void mbarrier_invalidate(uint64_t* barrier, EMULATOR_SITE) { emulator::mbarrier_invalidate(barrier, site); }
 inline void mbarrier_arrive(uint64_t* barrier, EMULATOR_SITE) { emulator::mbarrier_arrive(barrier, 0, site); }
 inline void mbarrier_arrive_expect(uint64_t* barrier, uint32_t bytes, EMULATOR_SITE) {

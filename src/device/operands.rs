@@ -50,6 +50,7 @@ pub struct Epilogue<'a, A> {
     pub addend: Option<Span<'a, A>>,
     /// Zero the value where this source's ReLU is closed (A·(x − M) + C ≤ 0). Only for sources with `relu`.
     pub mask: Option<Source<'a, A>>,
+    /// Beside a mask, dot products are with the x of its source: both belong to the value whose adjoint is complete.
     pub sums: Sums<'a, A>,
 }
 

@@ -214,31 +214,32 @@ impl<'a, D: Device> Setup<'a, D> {
         let mask = self.random_source(&mut random, shape, 3);
         let lent = self.lend(&mask);
         let bench = NormBench::new(self, &mut random, shape);
-        let x = self.act(&mut random, shape.len());
-        let x_lent = reading::<D::Act, D>(self.device, &x);
 
-        // Mask and sums together; the sums must be those of the values as stored.
-        let out = fresh();
-        let sums = Sums::Dot {
-            x: x_lent.mem(),
-            statistics: bench.statistics.mem(),
-            partials: bench.partials.mem(),
-        };
-        run(
-            &out,
-            Epilogue {
-                addend: None,
-                mask: Some(lent.source()),
-                sums,
-            },
-        );
-        let stored = fetch::<D::Act, D>(self.device, &out);
+        // Sums alone and with a mask; they must be those of the values as stored.
         let masked = naive::multiply(&plain, &mask.mask());
-        assert_eq!(
-            stored, masked,
-            "{name}: the mask changes nothing but closed values"
-        );
-        bench.check_dot(self, &format!("{name}, sums"), &stored, &x);
+        for with_mask in [false, true] {
+            let out = fresh();
+            let sums = Sums::Dot {
+                x: lent.x.mem(),
+                statistics: bench.statistics.mem(),
+                partials: bench.partials.mem(),
+            };
+            run(
+                &out,
+                Epilogue {
+                    addend: None,
+                    mask: with_mask.then(|| lent.source()),
+                    sums,
+                },
+            );
+            let stored = fetch::<D::Act, D>(self.device, &out);
+            let want = if with_mask { &masked } else { &plain };
+            assert_eq!(
+                &stored, want,
+                "{name}, mask {with_mask}, sums: the mask changes nothing but closed values"
+            );
+            bench.check_dot(self, &format!("{name}, sums, mask {with_mask}"), &stored, &mask.x);
+        }
 
         let out = fresh();
         let sums = Sums::Moments {

@@ -1,5 +1,5 @@
-//! kernels/conv_wgmma_sm90.cu against naive sums over the same bf16 operands: its roles, its ring and what is pending, in
-//! every order. (tests/gpu has its launches and its epilogue.)
+//! kernels/conv_wgmma_sm90.cu against naive sums over the same bf16 operands: its roles, its ring and what is pending. The
+//! tests named so run in every order, the others each shape in one. (tests/gpu has its launches and its epilogue.)
 
 use super::sm90::{map, with_shared};
 use super::*;
@@ -159,7 +159,7 @@ fn run(
         .stream
         .clone_htod(&vec![bf16::NAN; case.pixels() * k])
         .unwrap();
-    let shared = 4 * ((512 / filters + 2) * 4096 + 3 * filters * 64) + 2 * 128 * filters;
+    let shared = 4 * ((512 / filters + 2) * 4096 + 3 * filters * 64) + 2 * 8192;
     let config = LaunchConfig {
         grid_dim: (grid, 1, 1),
         ..with_shared(512, shared)

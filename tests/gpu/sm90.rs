@@ -1,10 +1,49 @@
-//! Convolutions by warpgroup products, which GPUs of compute capability 9.0 have, against the oracle: all epilogues, with
-//! tangents and both adjoints.
+//! Convolutions by warpgroup products, which GPUs of compute capability 9.0 have: small ones against the oracle, all epilogues,
+//! with tangents and both adjoints; those large enough for warpgroups on a GPU against the same by warps.
 
-use super::common::ops::{KINDS, Rounding, Setup};
+use super::common::ops::{Expected, KINDS, Rounding, Setup, rows};
+use super::common::{Arranged, Operand, Random, fetch, reading, room, writing};
 use super::device::{emulated, open_as, set_order, thinned};
-use l2b::device::cuda::Cuda;
-use l2b::device::{ConvShape, Device, Geometry};
+use half::bf16;
+use l2b::device::cuda::{Cuda, devices};
+use l2b::device::{Conv, ConvShape, Device, Epilogue, Geometry, Mem, Source, Tangent, Write};
+
+type Bf16 = Cuda<bf16>;
+type Arena = <Bf16 as Device>::Arena;
+
+fn conv(n: i32, (h, w): (i32, i32), (c, k): (i32, i32)) -> ConvShape {
+    ConvShape {
+        n,
+        h,
+        w,
+        c,
+        k,
+        r: 3,
+        s: 3,
+        stride: 1,
+        pad: 1,
+    }
+}
+
+/// That forward, backward-input and the weight gradient go to warpgroups with slabs of these widths.
+fn assert_plan(cuda: &Bf16, shape: ConvShape, [forward, backward, weight]: [Option<i32>; 3]) {
+    let plan = cuda.prepare(&Geometry::Conv(shape)).expect("prepare").algorithm;
+    let plan = format!("{plan:?}");
+    let expected =
+        format!("forward_slabs: {forward:?}, backward_slabs: {backward:?}, weight_slabs: {weight:?}");
+    assert!(plan.contains(&expected), "{shape:?}: {plan}, not {expected}");
+}
+
+/// A device that has warpgroup products.
+fn open() -> Option<Bf16> {
+    let cuda = open_as(Cuda::bf16)?;
+    let listing = devices().expect("listing the GPUs");
+    let hopper = emulated() || listing.usable().is_some_and(|gpu| gpu.capability == (9, 0));
+    if !hopper {
+        println!("skipped: no device of compute capability 9.0");
+    }
+    hopper.then_some(cuda)
+}
 
 #[test]
 fn convolution_by_warpgroups() {
@@ -16,30 +55,162 @@ fn convolution_by_warpgroups() {
         (1, (8, 64), (64, 64), 64),
         (16, (2, 12), (64, 64), 4),
     ];
-    for (i, (n, (h, w), (c, k), width)) in thinned(shapes, 4) {
-        let Some(cuda) = open_as(Cuda::bf16) else { return };
-        let shape = ConvShape {
-            n,
-            h,
-            w,
-            c,
-            k,
-            r: 3,
-            s: 3,
-            stride: 1,
-            pad: 1,
-        };
-        let plan = cuda.prepare(&Geometry::Conv(shape)).expect("prepare").algorithm;
-        if emulated() {
-            // Of the last, forward and backward-input fill a quarter of their tiles and go to warps.
-            let images = (i < 3).then_some(width);
-            let expected =
-                format!("forward_slabs: {images:?}, backward_slabs: {images:?}, weight_slabs: Some({width})");
-            assert!(format!("{plan:?}").contains(&expected), "{plan:?}");
-        }
+    for (i, (n, edges, channels, width)) in thinned(shapes, 4) {
+        let Some(cuda) = open() else { return };
+        let shape = conv(n, edges, channels);
+        // Of the last, forward and backward-input fill a quarter of their tiles and go to warps; on a GPU all of them do,
+        // which would have work for few of its multiprocessors.
+        let images = (emulated() && i < 3).then_some(width);
+        assert_plan(&cuda, shape, [images, images, Some(width)]);
         set_order(["forward", "random:1", "reversed", "forward"][i]);
         Setup::rounding(&cuda, Rounding::Bf16).conv(shape, KINDS[i]);
         set_order("random:2");
         Setup::rounding(&cuda, Rounding::Bf16).conv(shape, KINDS[(i + 1) % 4]);
     }
 }
+
+#[test]
+fn warpgroups_agree_with_warps() {
+    // Both tiles, then two waves of 132 multiprocessors.
+    let on_gpu = [
+        (16, (32, 32), (128, 128), 32),
+        (64, (32, 32), (64, 64), 32),
+        (64, (32, 32), (128, 128), 32),
+    ];
+    let on_emulator = [(8, (6, 8), (64, 64), 8), (16, (8, 4), (64, 128), 4)];
+    let shapes = if emulated() { &on_emulator[..] } else { &on_gpu[..] };
+    for (i, &(n, edges, channels, width)) in thinned(shapes, 2) {
+        let Some(cuda) = open() else { return };
+        let shape = conv(n, edges, channels);
+        assert_plan(&cuda, shape, [Some(width); 3]);
+        set_order(["random:3", "reversed", "forward"][i]);
+        by_warpgroups_and_warps(&cuda, shape, KINDS[3 - i]);
+    }
+}
+
+/// Values at an address that allows no 16-byte access: what reads them goes to warps.
+struct Apart(Operand<Bf16>);
+
+impl Apart {
+    fn new(cuda: &Bf16, values: &[f64]) -> Self {
+        Apart(reading::<bf16, Bf16>(cuda, &[&[0.0], values].concat()))
+    }
+
+    fn mem(&self) -> Mem<'_, Bf16> {
+        let all = self.0.mem();
+        all.slice(2, all.bytes - 2)
+    }
+}
+
+/// Forward, tangent and backward-input by warpgroups, under all epilogues, against the same by warps under none. Operands are the
+/// same bits; what differs is the order of sums, and with it the last bit of what is stored on either side.
+fn by_warpgroups_and_warps(cuda: &Bf16, shape: ConvShape, kind: usize) {
+    let setup = Setup::rounding(cuda, Rounding::Bf16);
+    let random = &mut Random::new(30 + kind as u64);
+    let prepared = &cuda.prepare(&Geometry::Conv(shape)).expect("prepare");
+    let (saved, scratch) = (
+        room(cuda, prepared.saved_bytes),
+        room(cuda, prepared.scratch_bytes),
+    );
+    let (x_shape, y_shape) = (rows(shape.x_rows(), shape.c), rows(shape.y_rows(), shape.k));
+
+    let x = setup.random_source(random, x_shape, kind);
+    let (lent, apart) = (setup.lend(&x), Apart::new(cuda, &x.x));
+    let conv = |x| Conv {
+        shape: &shape,
+        prepared,
+        x,
+        saved: saved.mem(),
+        scratch: scratch.mem(),
+    };
+    let warpgroups = conv(lent.source());
+    let warps = conv(Source {
+        x: apart.mem(),
+        ..lent.source()
+    });
+    let lent = |values: Vec<f64>| reading::<f32, Bf16>(cuda, &values);
+    let [w, tw] = [(); 2].map(|()| Arranged::new(cuda, &shape, prepared, lent(random.values(shape.w_len()))));
+    let bias = lent(random.values(shape.k as usize));
+
+    // Images are of order 1 and filters half of it.
+    let compare =
+        |name: &str, shape, depth: usize, before: Option<&[f64]>, want: &Operand<Bf16>, run: &Run| {
+            let want = fetch::<bf16, Bf16>(cuda, want);
+            let largest = want.iter().fold(0.0, |a: f64, v| a.max(v.abs()));
+            let expected = Expected {
+                shape,
+                depth,
+                want: &want,
+                sizes: &vec![depth as f64; want.len()],
+                before,
+                slack: largest / 256.0,
+            };
+            setup.epilogues(&format!("{name}, source {kind}"), &expected, run);
+        };
+    let depth = shape.taps() * shape.c as usize;
+
+    let forward = |conv: Conv<Bf16>, y: &Operand<Bf16>, end: Epilogue<Arena>| {
+        let (w, bias) = (w.filters(), Some(bias.mem()));
+        cuda.conv_forward(conv, y.mem(), w, bias, end)
+            .expect("conv_forward");
+    };
+    let want = writing::<bf16, Bf16>(cuda, y_shape.len());
+    forward(warps, &want, Epilogue::none());
+    compare(
+        &format!("y of {shape:?}"),
+        y_shape,
+        depth,
+        None,
+        &want,
+        &|y, end| {
+            forward(warpgroups, y, end);
+        },
+    );
+
+    let tx = reading::<bf16, Bf16>(cuda, &random.values(x_shape.len()));
+    let slope = lent(random.values(2 * shape.c as usize));
+    for both in [false, true] {
+        let tangent = |conv: Conv<Bf16>, ty: &Operand<Bf16>, end: Epilogue<Arena>| {
+            let tx = Tangent {
+                tx: both.then(|| tx.mem()),
+                slope: both.then(|| slope.mem()),
+            };
+            let (w, tw, bias) = (w.filters(), tw.filters(), Some(bias.mem()));
+            cuda.conv_tangent(conv, ty.mem(), tx, w, tw, bias, end)
+                .expect("conv_tangent");
+        };
+        let want = writing::<bf16, Bf16>(cuda, y_shape.len());
+        tangent(warps, &want, Epilogue::none());
+        let name = format!("ty of {shape:?}, tx and slope {both}");
+        compare(&name, y_shape, 2 * depth, None, &want, &|ty, end| {
+            tangent(warpgroups, ty, end)
+        });
+    }
+
+    let dy = setup.act(random, y_shape.len());
+    let (apart, dy) = (Apart::new(cuda, &dy), reading::<bf16, Bf16>(cuda, &dy));
+    let before = setup.act(random, x_shape.len());
+    for write in [Write::Set, Write::Add] {
+        let backward = |dy: Mem<Bf16>, d: &Operand<Bf16>, end: Epilogue<Arena>| {
+            cuda.conv_backward_input(warpgroups, d.mem(), write, dy, w.filters(), end)
+                .expect("conv_backward_input");
+        };
+        let want = reading::<bf16, Bf16>(cuda, &before);
+        backward(apart.mem(), &want, Epilogue::none());
+        let before = (write == Write::Add).then_some(&before[..]);
+        let depth = shape.taps() * shape.k as usize;
+        compare(
+            &format!("d of {shape:?}, {write:?}"),
+            x_shape,
+            depth,
+            before,
+            &want,
+            &|d, end| {
+                backward(dy.mem(), d, end);
+            },
+        );
+    }
+}
+
+/// An operation that writes its output under an epilogue.
+type Run<'a> = dyn Fn(&Operand<Bf16>, Epilogue<Arena>) + 'a;

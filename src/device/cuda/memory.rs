@@ -284,6 +284,10 @@ pub(super) fn epilogue(
             return Err(Error::Internal("a residual beside Write::Add".into()));
         }
     };
+    // The kernels read one of them.
+    if mask.x.0 != 0 && sums.x.0 != 0 && mask.x.0 != sums.x.0 {
+        return Err(Error::Internal("mask and sums of two tensors".into()));
+    }
     let wide = wide(storage, shape.channels, &[out, &mask, &sums, &addend]);
     Ok(KernelEpilogue {
         mask,

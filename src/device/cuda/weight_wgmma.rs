@@ -30,7 +30,7 @@ pub(super) fn allow_shared(kernels: &Sm90Kernels) -> Result<()> {
 /// Twin of WeightShape in kernels/conv_weight_wgmma_sm90.cu.
 #[repr(C)]
 #[derive(Clone, Copy)]
-struct KernelShape {
+struct WeightShape {
     n: i32,
     h: i32,
     w: i32,
@@ -41,7 +41,7 @@ struct KernelShape {
     add: i32,
 }
 // SAFETY: plain old data without padding, laid out as its twin in the kernels.
-unsafe impl DeviceRepr for KernelShape {}
+unsafe impl DeviceRepr for WeightShape {}
 
 /// dw [slices][K,3,3,C] (+)= the filters' adjoint over each slice's pixels. `width` is that of [`super::wgmma::slab_width`];
 /// `slices`: how many, and pixels of one, whole slabs.
@@ -61,7 +61,7 @@ pub(super) fn backward_weight(
     let images = (SLAB_PIXELS / width) as u32;
     let x_map = TensorMap::new(x.x, [c, w, h, n], [EDGE as u32, width as u32 + 2, 1, images])?;
     let dy_map = TensorMap::new(dy, [k, w, h, n], [EDGE as u32, width as u32, 1, images])?;
-    let kernel_shape = KernelShape {
+    let kernel_shape = WeightShape {
         n,
         h,
         w,

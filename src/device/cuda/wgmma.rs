@@ -95,7 +95,7 @@ impl TensorMap {
 /// Twin of WgmmaShape in kernels/conv_wgmma.cuh.
 #[repr(C)]
 #[derive(Clone, Copy)]
-struct KernelShape {
+struct WgmmaShape {
     n: i32,
     h: i32,
     w: i32,
@@ -106,7 +106,7 @@ struct KernelShape {
     mirrored: i32,
 }
 // SAFETY: plain old data without padding, laid out as its twin in the kernels.
-unsafe impl DeviceRepr for KernelShape {}
+unsafe impl DeviceRepr for WgmmaShape {}
 
 /// One of the products that are summed: images [N,H,W,C] and filters [K][9][C] as filters.cu writes them.
 #[derive(Clone, Copy)]
@@ -120,7 +120,7 @@ const TILES: [(i32, u32); 2] = [(64, shared(64)), (128, shared(128))];
 
 const fn shared(filters: u32) -> u32 {
     let slabs = (512 / filters + 2) * 4096;
-    4 * (slabs + 3 * filters * DEPTH * 2) + 2 * 128 * filters
+    4 * (slabs + 3 * filters * DEPTH * 2) + 2 * 8192
 }
 
 /// Lets the kernels have their shared memory.
@@ -157,7 +157,7 @@ pub(super) fn convolve(
     };
     let (x0, w0) = operands(&products[0])?;
     let (x1, w1) = operands(&products[products.len() - 1])?;
-    let shape = KernelShape {
+    let shape = WgmmaShape {
         n,
         h,
         w,
