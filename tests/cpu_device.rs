@@ -209,10 +209,7 @@ fn adjoint_identities() {
 fn bits(device: &Cpu<f32>, shape: ConvShape) -> Vec<Vec<u32>> {
     let random = &mut Random::new(5);
     let prepared = &device.prepare(&Geometry::Conv(shape)).expect("prepare");
-    let (saved, scratch) = (
-        room(device, prepared.saved_bytes),
-        room(device, prepared.scratch_bytes),
-    );
+    let scratch = room(device, prepared.scratch_bytes);
     let mut lend = |len| reading::<f32, _>(device, &random.values(len));
     let [x, tx, before] = [(); 3].map(|()| lend(shape.x_len()));
     let [w, tw] = [(); 2].map(|()| Arranged::new(device, &shape, prepared, lend(shape.w_len())));
@@ -236,7 +233,6 @@ fn bits(device: &Cpu<f32>, shape: ConvShape) -> Vec<Vec<u32>> {
         shape: &shape,
         prepared,
         x: source,
-        saved: saved.mem(),
         scratch: scratch.mem(),
     };
     let epilogue = Epilogue {

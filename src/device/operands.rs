@@ -89,8 +89,6 @@ pub enum Geometry {
 /// What a device wants for one node, fixed before memory is planned.
 #[derive(Clone, Copy, Debug)]
 pub struct Prepared<T> {
-    /// Bytes that live from the node's forward pass to the end of its backward pass.
-    pub saved_bytes: usize,
     /// Bytes that any one call of the node may overwrite.
     pub scratch_bytes: usize,
     /// Bytes of a convolution's filters as [`Device::arrange_filters`] leaves them, whatever the batch; 0 where the device
@@ -132,8 +130,6 @@ pub struct Conv<'a, D: Device> {
     pub prepared: &'a Prepared<D::Algorithm>,
     /// Input, `[N,H,W,C]`.
     pub x: Source<'a, D::Arena>,
-    /// `saved_bytes` bytes.
-    pub saved: Mem<'a, D>,
     /// `scratch_bytes` bytes.
     pub scratch: Mem<'a, D>,
 }

@@ -1,7 +1,7 @@
 //! Where everything of a program lies in memory at one batch size.
 //!
 //! One arena holds, in this order: arranged filters (of θ or θ̂, and of v), what lives through a whole step (stored
-//! values, what nodes save, per-channel values of the norms), scratch that any one call may overwrite, and a pool shared
+//! values, per-channel values of the norms), scratch that any one call may overwrite, and a pool shared
 //! by lifetime between tangents (alive during the tangent pass) and adjoints (alive during the backward pass).
 
 use std::ops::Range;
@@ -49,7 +49,6 @@ pub struct NodePlan<T> {
     pub geometry: Option<Geometry>,
     pub prepared: Option<Prepared<T>>,
     pub filters: FilterPlan,
-    pub saved: Region,
     /// How the node's backward pass writes the adjoint of each input; None where none is wanted.
     pub adjoints: Vec<Option<Contribution>>,
 }
@@ -165,7 +164,6 @@ impl<T: Copy> Plan<T> {
                     backward: push(if backward { arranged.backward } else { 0 }),
                     along: push(arranged.forward),
                 },
-                saved: Region::default(),
                 adjoints,
             });
         }
@@ -202,9 +200,6 @@ impl<T: Copy> Plan<T> {
             })
             .collect();
 
-        for node in &mut nodes {
-            node.saved = push(node.prepared.map_or(0, |p| p.saved_bytes));
-        }
         let scratch = push(scratch_bytes);
 
         let mut tangents = tangent_slots(program, &value_bytes);

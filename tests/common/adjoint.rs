@@ -48,10 +48,7 @@ impl<D: Device> Setup<'_, D> {
         let random = &mut Random::new(61);
         let name = &format!("{shape:?}");
         let prepared = &device.prepare(&Geometry::Conv(shape)).expect("prepare");
-        let (saved, scratch) = (
-            room(device, prepared.saved_bytes),
-            room(device, prepared.scratch_bytes),
-        );
+        let scratch = room(device, prepared.scratch_bytes);
         let [x, tx] = [(); 2].map(|()| self.act(random, shape.x_len()));
         let [w, tw] = [(); 2].map(|()| self.real(random, shape.w_len()));
         let tbias = self.real(random, shape.k as usize);
@@ -67,7 +64,6 @@ impl<D: Device> Setup<'_, D> {
                 affine: None,
                 relu: false,
             },
-            saved: saved.mem(),
             scratch: scratch.mem(),
         };
         let ty = self.act_room(dy.len());

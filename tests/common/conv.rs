@@ -12,10 +12,7 @@ impl<D: Device> Setup<'_, D> {
         let device = self.device;
         let random = &mut Random::new(kind as u64 + 10);
         let prepared = &device.prepare(&Geometry::Conv(shape)).expect("prepare");
-        let (saved, scratch) = (
-            room(device, prepared.saved_bytes),
-            room(device, prepared.scratch_bytes),
-        );
+        let scratch = room(device, prepared.scratch_bytes);
         let (x_shape, y_shape) = (rows(shape.x_rows(), shape.c), rows(shape.y_rows(), shape.k));
         let channels = shape.c as usize;
         let depth = shape.taps() * channels;
@@ -26,7 +23,6 @@ impl<D: Device> Setup<'_, D> {
             shape: &shape,
             prepared,
             x: x_lent.source(),
-            saved: saved.mem(),
             scratch: scratch.mem(),
         };
         let operand = |values: &[f64]| self.operand.apply(values);

@@ -60,7 +60,7 @@ fn product(rounding: Rounding, node: fn(ConvShape) -> Geometry, x: f32, w: f32) 
     let prepared = &device.prepare(&node(ONE)).expect("prepare");
     let [x, w] = [x, w].map(|value| raw(device, &[value]));
     let w = Arranged::new(device, &ONE, prepared, w);
-    let (y, saved) = (writing::<f32, _>(device, 1), room(device, prepared.saved_bytes));
+    let y = writing::<f32, _>(device, 1);
     let scratch = room(device, prepared.scratch_bytes);
     let conv = Conv {
         shape: &ONE,
@@ -70,7 +70,6 @@ fn product(rounding: Rounding, node: fn(ConvShape) -> Geometry, x: f32, w: f32) 
             affine: None,
             relu: false,
         },
-        saved: saved.mem(),
         scratch: scratch.mem(),
     };
     device

@@ -213,7 +213,6 @@ fn masks_agree_bit_for_bit() {
             shape: &conv_shape,
             prepared: &prepared,
             x: source,
-            saved: scratch.mem(),
             scratch: scratch.mem(),
         };
         cuda.conv_forward(conv, out.mem(), learned(identity.mem()), None, Epilogue::none())
@@ -322,7 +321,6 @@ fn operands_may_lie_at_any_address() {
                 shape: &shape,
                 prepared: &prepared,
                 x: read,
-                saved: scratch.mem(),
                 scratch: scratch.mem(),
             };
             let (w, tw) = (learned(w), learned(tw));

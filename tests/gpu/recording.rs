@@ -93,7 +93,6 @@ impl<'a> Step<'a> {
             shape: &shape,
             prepared: &prepared,
             x: plain(x),
-            saved: scratch.mem(),
             scratch: scratch.mem(),
         };
         let rows = Rows {

@@ -108,10 +108,7 @@ fn by_warpgroups_and_warps(cuda: &Bf16, shape: ConvShape, kind: usize) {
     let setup = Setup::rounding(cuda, Rounding::Bf16);
     let random = &mut Random::new(30 + kind as u64);
     let prepared = &cuda.prepare(&Geometry::Conv(shape)).expect("prepare");
-    let (saved, scratch) = (
-        room(cuda, prepared.saved_bytes),
-        room(cuda, prepared.scratch_bytes),
-    );
+    let scratch = room(cuda, prepared.scratch_bytes);
     let (x_shape, y_shape) = (rows(shape.x_rows(), shape.c), rows(shape.y_rows(), shape.k));
 
     let x = setup.random_source(random, x_shape, kind);
@@ -120,7 +117,6 @@ fn by_warpgroups_and_warps(cuda: &Bf16, shape: ConvShape, kind: usize) {
         shape: &shape,
         prepared,
         x,
-        saved: saved.mem(),
         scratch: scratch.mem(),
     };
     let warpgroups = conv(lent.source());

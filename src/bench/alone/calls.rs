@@ -170,7 +170,6 @@ impl<D: Device> Alone<'_, D> {
             shape,
             prepared,
             x: self.source("x", "pending"),
-            saved: self.mem("saved"),
             scratch: self.mem("scratch"),
         };
         let (y, w, tw) = (self.mem("y"), self.filters(), self.filters_along());

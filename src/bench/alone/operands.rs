@@ -89,7 +89,6 @@ impl<D: Device> Alone<'_, D> {
     pub(super) fn conv_operands(&mut self, shape: &ConvShape) -> Result<()> {
         let prepared = self.device.prepare(&geometry(*shape, self.case.form))?;
         self.prepared = Some(prepared);
-        self.space("saved", prepared.saved_bytes)?;
         self.space("scratch", prepared.scratch_bytes)?;
         self.tensor("x", shape.x_len())?;
         self.tensor("y", shape.y_len())?;

@@ -150,7 +150,6 @@ impl Device for Tracer {
 
     fn prepare(&self, node: &Geometry) -> Result<Prepared<bool>> {
         Ok(Prepared {
-            saved_bytes: 0,
             scratch_bytes: 0,
             arranged: Arranged::default(),
             algorithm: matches!(node, Geometry::Linear(_)),

@@ -392,7 +392,7 @@ mod tests {
             let values: Vec<f32> = (0..len).map(|i| (i * 7919 % 1009) as f32 / 504.5 - 1.0).collect();
             cpu.upload(span, bytemuck::cast_slice(&values)).unwrap();
         }
-        let (scratch, saved) = (cpu.alloc(prepared.scratch_bytes).unwrap(), cpu.alloc(4).unwrap());
+        let scratch = cpu.alloc(prepared.scratch_bytes).unwrap();
         let conv = Conv {
             shape: &SHAPE,
             prepared: &prepared,
@@ -401,7 +401,6 @@ mod tests {
                 affine: None,
                 relu: true,
             },
-            saved: Region { offset: 0, bytes: 0 }.of(&saved),
             scratch: Region {
                 offset: 0,
                 bytes: prepared.scratch_bytes,
@@ -410,7 +409,7 @@ mod tests {
         };
         let w = Filters {
             w,
-            forward: Region::default().of(&saved),
+            forward: Region::default().of(&scratch),
             backward: None,
         };
         cpu.conv_forward(conv, y, w, None, Epilogue::none()).unwrap();

@@ -186,7 +186,6 @@ impl<T: Float> Device for Cpu<T> {
             Geometry::Join(_) | Geometry::Pool(_) => (0, Algorithm::Rows),
         };
         Ok(Prepared {
-            saved_bytes: 0,
             scratch_bytes: scratch * size_of::<T>(),
             arranged: Arranged::default(),
             algorithm,

@@ -29,7 +29,6 @@ pub(super) fn prepare(
     let contract = shape.y_rows() * (shape.k as usize).div_ceil(32);
     let bytes = size_of::<f32>();
     Ok(Prepared {
-        saved_bytes: 0,
         scratch_bytes: weight.max(bias).max(contract) * bytes,
         arranged: filters::bytes(shape, operands),
         algorithm: plan,

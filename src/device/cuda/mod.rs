@@ -113,7 +113,6 @@ fn untyped<A: Activation>(conv: Conv<Cuda<A>>) -> Conv<Cuda> {
         shape: conv.shape,
         prepared: conv.prepared,
         x: conv.x,
-        saved: conv.saved,
         scratch: conv.scratch,
     }
 }
@@ -201,7 +200,6 @@ impl<A: Activation> Device for Cuda<A> {
             Geometry::Pool(shape) => rows::pool_rows(shape).map(drop)?,
         }
         Ok(Prepared {
-            saved_bytes: 0,
             scratch_bytes: 0,
             arranged: Arranged::default(),
             algorithm: Plan::NONE,
