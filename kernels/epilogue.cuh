@@ -1,6 +1,6 @@
 // The end of every output, in this order: add a residual or what is there -> mask -> round and store -> per-channel sums of the
 // stored values. Whoever computes values hands a block's tile of them to finish_tile; what a tile's sums are is fixed
-// here, so that batchnorm.cu can merge the tiles of any writer.
+// here, so that norm.cu can merge the tiles of any writer.
 #pragma once
 #include "source.cuh"
 
@@ -53,7 +53,7 @@ __device__ __forceinline__ float lane_share(int rows, int lane, int lanes) {
 }
 
 // A lane's sums of W channels while its rows come in: of u and u·x̂, or of u - shift and (u - shift)². The shift is the
-// lane's first u: as one of n values it keeps the second sum within n times that about the mean, so that what moments()
+// lane's first u: as one of n values it keeps the second sum within n times that about the mean, so that what to_moments
 // subtracts is of the size of what it leaves, wherever the mean lies; and no row costs a division.
 template <class T, int W>
 struct LaneSums {
@@ -110,8 +110,8 @@ __device__ __forceinline__ float neighbour_sum(float v) {
 // Merges the lanes of a team into the tile's partial, in a fixed order: LANES / W neighbouring threads take W lanes of a
 // column each, then sum what they have. Moments are again taken about a shift: the mean of lane 0, within LANES times of
 // those about the mean of all. All threads call it.
-//   parts(row)   where row 0..2·LANES of COLUMNS floats begins in shared memory; rows lane and LANES + lane of a thread's
-//                columns are its own until it comes here
+//   parts(row, column)  shared memory, 2·LANES rows of COLUMNS floats; of its columns, rows lane and LANES + lane are a
+//                       thread's own until it comes here
 template <class T, int W, int COLUMNS, int LANES, class Parts, class Team>
 __device__ __forceinline__ void write_sums(float* partials, LaneSums<T, W>& sums, int kind, int tile, int rows,
                                            int column0, int channels, Parts parts, const Team& team) {

@@ -6,8 +6,8 @@ use super::format::Operands;
 use super::kernels::{Sm90Kernels, grid, launch, strided};
 use super::launcher::Launcher;
 use super::memory::{
-    KernelSource, KernelTangent, NONE, epilogue, optional, output, scratch, source, stored, stored_output,
-    tangent, wide,
+    self, KernelSource, KernelTangent, NONE, epilogue, optional, output, scratch, source, stored,
+    stored_output, wide,
 };
 use super::norm::{self, TILE_ROWS};
 use super::tile::{HALO_FORWARD, HALO_TANGENT, Plan};
@@ -102,7 +102,7 @@ pub(super) fn forward(
 }
 
 #[allow(clippy::too_many_arguments)]
-pub(super) fn forward_tangent(
+pub(super) fn tangent(
     cuda: &Launcher,
     conv: Conv<Cuda>,
     ty: Mem<Cuda>,
@@ -116,7 +116,7 @@ pub(super) fn forward_tangent(
     let storage = plan.operands.storage();
     let out = stored_output(storage, "ty", ty, shape.y_len())?;
     let x = source(storage, "x", conv.x, x_rows(&shape))?;
-    let tx = tangent(storage, tx, x_rows(&shape))?;
+    let tx = memory::tangent(storage, tx, x_rows(&shape))?;
     let w = filters::forward("w", &conv, w)?;
     let tw = filters::forward("tw", &conv, tw)?;
     let tbias = optional::<f32>("tbias", tbias, shape.k as usize)?;

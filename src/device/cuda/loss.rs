@@ -1,10 +1,10 @@
-//! Launches of kernels/loss.cu and weights.cu.
+//! Launches of kernels/loss.cu.
 
 use super::kernels::{grid, launch, limit};
 use super::launcher::Launcher;
 use super::memory::{NONE, input, output, targets};
 use super::{Arena, Cuda};
-use crate::device::{LossShape, Mem, Normalise, StepParams, Targets};
+use crate::device::{LossShape, Mem, Targets};
 use crate::{Error, Result};
 
 /// Entries, logits, and a grid with a warp for each entry.
@@ -96,43 +96,4 @@ pub(super) fn tangent_dot(
     let target = targets(target, entries, shape.classes as usize)?;
     // SAFETY: types as in loss.cu; lengths checked above.
     unsafe { launch!(cuda, cuda.kernels.tangent_dot, grid, raw, z, tz, target, shape) }
-}
-
-pub(super) fn weights(
-    cuda: &Launcher,
-    weights: Mem<Cuda>,
-    raw: Mem<Cuda>,
-    normalise: Normalise,
-    step: Mem<Cuda>,
-) -> Result<()> {
-    let len = raw.bytes / size_of::<f32>();
-    if len == 0 {
-        return Err(Error::Internal("weights of no entries".into()));
-    }
-    let weights = output::<f32>("weights", weights, len)?;
-    let raw = output::<f32>("raw", raw, len)?;
-    let step = input::<StepParams>("step", step, 1)?;
-    // The numbers of enum Normalise in weights.cu.
-    let (mode, parameter) = match normalise {
-        Normalise::Rectify => (0, 0.0),
-        Normalise::Softmax { temperature } => (1, temperature as f32),
-        Normalise::Sigmoid => (2, 0.0),
-        Normalise::Hard { threshold } => (3, threshold as f32),
-        Normalise::RectifiedSigmoid => (4, 0.0),
-    };
-    let (grid, len, mode, parameter): (_, i64, i32, f32) = (grid(1, 1024)?, len as i64, mode, parameter);
-    // SAFETY: types as in weights.cu; lengths checked above.
-    unsafe {
-        launch!(
-            cuda,
-            cuda.kernels.weights,
-            grid,
-            weights,
-            raw,
-            step,
-            len,
-            mode,
-            parameter
-        )
-    }
 }

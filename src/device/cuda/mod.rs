@@ -14,17 +14,19 @@
 //! | `shapes` | geometry as kernels take it |
 //! | `tile` | which convolution kernel a shape gets |
 //! | `wgmma`, `weight_wgmma` | launches of the convolutions for sm_90a |
-//! | `filters`, `conv`, `norm`, `rows`, `loss`, `optim` | one launch function per kernel: lengths, launch shape, arguments |
+//! | `augment`, `conv`, `filters`, `join`, `loss`, `norm`, `optim`, `pool`, `weights` | one launch function per kernel of the file of that name: lengths, launch shape, arguments |
 //! | `graph` | recording and replaying |
 //! | `timer`, `peak` | measuring: marks in the stream, the rate of the multiply-add units |
 //! | `transfer` | transfers that nobody waits for |
 //! | `list` | driver and GPUs for `l2b devices` |
 
+mod augment;
 mod conv;
 pub mod driver;
 mod filters;
 mod format;
 mod graph;
+mod join;
 mod kernels;
 mod launcher;
 mod list;
@@ -33,12 +35,13 @@ mod memory;
 mod norm;
 mod optim;
 mod peak;
-mod rows;
+mod pool;
 mod shapes;
 mod tile;
 mod timer;
 mod transfer;
 mod weight_wgmma;
+mod weights;
 mod wgmma;
 
 pub use format::{Activation, Operands};
@@ -197,7 +200,7 @@ impl<A: Activation> Device for Cuda<A> {
             Geometry::Conv(shape) => return conv::prepare(shape, self.gpu.operands, self.gpu.sm90_count()),
             Geometry::Linear(shape) => return conv::prepare(shape, Operands::F32, None),
             Geometry::Join(shape) => limit("join", "rows", shape.rows as usize)?,
-            Geometry::Pool(shape) => rows::pool_rows(shape).map(drop)?,
+            Geometry::Pool(shape) => pool::pool_rows(shape).map(drop)?,
         }
         Ok(Prepared {
             scratch_bytes: 0,
@@ -239,7 +242,7 @@ impl<A: Activation> Device for Cuda<A> {
         tbias: Option<Mem<Self>>,
         epilogue: Epilogue<Arena>,
     ) -> Result<()> {
-        conv::forward_tangent(&self.gpu, untyped(conv), ty, tx, w, tw, tbias, epilogue)
+        conv::tangent(&self.gpu, untyped(conv), ty, tx, w, tw, tbias, epilogue)
     }
 
     fn conv_backward_input(
@@ -324,7 +327,7 @@ impl<A: Activation> Device for Cuda<A> {
         slope: Option<Mem<Self>>,
         epilogue: Epilogue<Arena>,
     ) -> Result<()> {
-        rows::source_backward(&self.gpu, shape, dx, write, d, x, slope, epilogue)
+        join::source_backward(&self.gpu, shape, dx, write, d, x, slope, epilogue)
     }
 
     fn join_forward(
@@ -335,7 +338,7 @@ impl<A: Activation> Device for Cuda<A> {
         b: Source<Arena>,
         epilogue: Epilogue<Arena>,
     ) -> Result<()> {
-        rows::join_forward(&self.gpu, shape, y, a, b, epilogue)
+        join::join_forward(&self.gpu, shape, y, a, b, epilogue)
     }
 
     fn join_tangent(
@@ -346,11 +349,11 @@ impl<A: Activation> Device for Cuda<A> {
         b: (Source<Arena>, Tangent<Arena>),
         epilogue: Epilogue<Arena>,
     ) -> Result<()> {
-        rows::join_tangent(&self.gpu, shape, ty, a, b, epilogue)
+        join::join_tangent(&self.gpu, shape, ty, a, b, epilogue)
     }
 
     fn pool_forward(&self, shape: PoolShape, y: Mem<Self>, x: Source<Arena>) -> Result<()> {
-        rows::pool_forward(&self.gpu, shape, y, x)
+        pool::pool_forward(&self.gpu, shape, y, x)
     }
 
     fn pool_tangent(
@@ -360,7 +363,7 @@ impl<A: Activation> Device for Cuda<A> {
         x: Source<Arena>,
         tx: Tangent<Arena>,
     ) -> Result<()> {
-        rows::pool_tangent(&self.gpu, shape, ty, x, tx)
+        pool::pool_tangent(&self.gpu, shape, ty, x, tx)
     }
 
     fn pool_backward(
@@ -371,7 +374,7 @@ impl<A: Activation> Device for Cuda<A> {
         dy: Mem<Self>,
         epilogue: Epilogue<Arena>,
     ) -> Result<()> {
-        rows::pool_backward(&self.gpu, shape, d, write, dy, epilogue)
+        pool::pool_backward(&self.gpu, shape, d, write, dy, epilogue)
     }
 
     fn pseudo_labels(&self, shape: LossShape, labels: Mem<Self>, z: Mem<Self>) -> Result<()> {
@@ -417,7 +420,7 @@ impl<A: Activation> Device for Cuda<A> {
         normalise: Normalise,
         step: Mem<Self>,
     ) -> Result<()> {
-        loss::weights(&self.gpu, weights, raw, normalise, step)
+        weights::weights(&self.gpu, weights, raw, normalise, step)
     }
 
     fn lookahead(&self, out: Mem<Self>, theta: Mem<Self>, buf: Mem<Self>, step: Mem<Self>) -> Result<()> {
@@ -453,7 +456,7 @@ impl<A: Activation> Device for Cuda<A> {
         table: Mem<Self>,
         step: Mem<Self>,
     ) -> Result<()> {
-        optim::augment(&self.gpu, shape, out, images, ids, table, step)
+        augment::augment(&self.gpu, shape, out, images, ids, table, step)
     }
 
     fn mark(&self) -> Result<Mark> {

@@ -1,4 +1,4 @@
-//! Launches of kernels/batchnorm.cu: per-channel sums and what batch-norm makes of them.
+//! Launches of kernels/norm.cu: per-channel sums and what batch-norm makes of them.
 
 use cudarc::driver::LaunchConfig;
 
@@ -6,7 +6,7 @@ use super::format::Storage;
 use super::kernels::{grid, grid2, launch, limit};
 use super::launcher::Launcher;
 use super::memory::{self, In, KernelSums, input, output, scratch, stored, wide};
-use super::{Arena, Cuda, rows};
+use super::{Arena, Cuda};
 use crate::device::{Mem, Norm, Rows, Statistics, Sums, Write};
 use crate::{Error, Result};
 
@@ -18,6 +18,14 @@ pub(super) const TILE_ROWS: usize = 128;
 /// Values of a tensor's partial sums: [tiles][2][channels].
 pub(super) fn partials_len(shape: Rows) -> usize {
     (shape.rows as usize).div_ceil(TILE_ROWS) * 2 * shape.channels as usize
+}
+
+/// A block of 256 threads for every tile of rows and 8 times 16 bytes of channels (not `wide`: 8 channels): twin of
+/// finish_rows_of in kernels/epilogue.cuh.
+pub(super) fn tiled(storage: Storage, wide: bool, shape: Rows) -> Result<LaunchConfig> {
+    let columns = 8 * if wide { storage.wide() } else { 1 };
+    let tiles = (shape.rows as usize).div_ceil(TILE_ROWS);
+    grid2(tiles, (shape.channels as usize).div_ceil(columns), (256, 1))
 }
 
 /// A grid that merges the tiles of `channels` channels.
@@ -44,8 +52,8 @@ pub(super) fn sums(
 fn channel_sums(cuda: &Launcher, storage: Storage, shape: Rows, u: In, sums: KernelSums) -> Result<()> {
     let wide = wide(storage, shape.channels, &[&u, &sums]);
     let kernel = storage.pick_width(wide, &cuda.kernels.channel_sums);
-    let grid = rows::tiled(storage, wide, shape)?;
-    // SAFETY: types as in batchnorm.cu; lengths checked by the caller.
+    let grid = tiled(storage, wide, shape)?;
+    // SAFETY: types as in norm.cu; lengths checked by the caller.
     unsafe { launch!(cuda, kernel, grid, u, sums, shape) }
 }
 
@@ -65,7 +73,7 @@ pub(super) fn column_sums(
     channel_sums(cuda, storage, shape, u, KernelSums::total(partials.again()))?;
     let (partials, add) = (partials.read(), i32::from(write == Write::Add));
     let grid = merging(shape.channels)?;
-    // SAFETY: types as in batchnorm.cu; partials holds the tiles that channel_sums has just written.
+    // SAFETY: types as in norm.cu; partials holds the tiles that channel_sums has just written.
     unsafe { launch!(cuda, cuda.kernels.column_sums, grid, out, partials, shape, add) }
 }
 
@@ -93,7 +101,7 @@ pub(super) fn forward(cuda: &Launcher, norm: Norm<Arena>, mode: Statistics) -> R
             let momentum = norm.momentum as f32;
             let (shape, update) = (norm.shape, i32::from(update));
             let grid = merging(shape.channels)?;
-            // SAFETY: types as in batchnorm.cu; lengths checked above.
+            // SAFETY: types as in norm.cu; lengths checked above.
             unsafe {
                 launch!(
                     cuda,
@@ -118,7 +126,7 @@ pub(super) fn forward(cuda: &Launcher, norm: Norm<Arena>, mode: Statistics) -> R
             let running_var = input::<f32>("running_var", norm.running_var, channels)?;
             let grid = grid(channels.div_ceil(256), 256)?;
             let channels = norm.shape.channels;
-            // SAFETY: types as in batchnorm.cu; lengths checked above.
+            // SAFETY: types as in norm.cu; lengths checked above.
             unsafe {
                 launch!(
                     cuda,
@@ -155,7 +163,7 @@ pub(super) fn tangent(
     let tbeta = input::<f32>("tbeta", tbeta, channels)?;
     let (shape, batch) = (norm.shape, is_batch(mode));
     let grid = merging(shape.channels)?;
-    // SAFETY: types as in batchnorm.cu; lengths checked above.
+    // SAFETY: types as in norm.cu; lengths checked above.
     unsafe {
         launch!(
             cuda,
@@ -192,7 +200,7 @@ pub(super) fn backward(
     let (shape, batch) = (norm.shape, is_batch(mode));
     let add = i32::from(write == Write::Add);
     let grid = merging(shape.channels)?;
-    // SAFETY: types as in batchnorm.cu; lengths checked above.
+    // SAFETY: types as in norm.cu; lengths checked above.
     unsafe {
         launch!(
             cuda,
@@ -243,7 +251,7 @@ pub(super) fn contract(
     let tbeta = input::<f32>("tbeta", tbeta, channels)?;
     let (sample_rows, channels) = ((rows / samples) as i32, norm.shape.channels);
     let grid = grid(samples, 256)?;
-    // SAFETY: types as in batchnorm.cu; lengths checked above, samples·sample_rows = rows.
+    // SAFETY: types as in norm.cu; lengths checked above, samples·sample_rows = rows.
     unsafe {
         launch!(
             cuda,

@@ -1,7 +1,8 @@
 // Batch-norm as a pending affine map: the small kernels that finish per-channel sums (epilogue.cuh) into A, C, M (forward),
 // B, D (tangent and adjoint), dgamma, dbeta and running statistics. The normalisation itself happens where the tensor is
 // read (source.cuh). x̂ = (x - mean)·rstd.
-// All sums are merged in one fixed order: rows of a lane, lanes of a tile, tiles of a lane, lanes in a tree.
+// All sums are merged in one fixed order: rows of a lane, lanes of a tile
+// (both in epilogue.cuh), tiles of a lane, lanes in a tree.
 #include "epilogue.cuh"
 #include "shapes.cuh"
 
