@@ -15,6 +15,17 @@ pub struct Job {
     pub product: PathBuf,
 }
 
+impl Job {
+    fn is_done(&self) -> bool {
+        self.product.exists() && remarks(&self.product).exists()
+    }
+}
+
+/// What a compiler had to say while it made a product: kept beside it, since a successful run may still have warned.
+pub fn remarks(product: &Path) -> PathBuf {
+    product.with_extension("remarks")
+}
+
 /// Where a product lives whose inputs hash to `key`.
 pub fn product(out: &Path, name: &str, key: u64) -> PathBuf {
     // OUT_DIR is target/<profile>/build/<package>/out.
@@ -47,11 +58,11 @@ pub fn version(compiler: &str) -> Result<String, String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// Runs the jobs whose product does not exist yet, as many at a time as there are cores.
+/// Runs the jobs whose product, or what was said of it, does not exist yet, as many at a time as there are cores.
 pub fn run(jobs: Vec<Job>) -> Result<(), String> {
     let jobs: Vec<_> = jobs
         .into_iter()
-        .filter(|j| !j.product.exists())
+        .filter(|j| !j.is_done())
         .map(std::sync::Mutex::new)
         .collect();
     let threads = std::thread::available_parallelism()
@@ -89,6 +100,8 @@ fn run_one(job: &mut Job) -> Result<(), String> {
             text(&output.stderr)
         ));
     }
+    let remarks = remarks(&job.product);
+    std::fs::write(&remarks, output.stderr).map_err(|e| format!("{}: {e}", remarks.display()))?;
     std::fs::rename(&part, &job.product).map_err(|e| format!("{}: {e}", job.product.display()))
 }
 

@@ -1,5 +1,5 @@
 //! `kernels/*.cu` + `kernels/emulator/*.cpp` -> `libcuda.so`, which runs the kernels on the CPU (kernels/emulator/driver.h).
-//! The planted faults of tests/faults join it: they exist nowhere else.
+//! The planted faults of tests/faults join it: no build of l2b holds them.
 //!
 //! Its soname is that of the real driver: once it has been loaded by its path, whoever opens `libcuda.so` gets it.
 

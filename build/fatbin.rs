@@ -4,6 +4,8 @@
 //! One translation unit includes every file, each in a namespace of its own (kernels keep their plain names, being
 //! `extern "C"`): one image to load, no device linker, and the headers are parsed once for each architecture. Files named
 //! `*_sm90.cu` are seen by the pass for sm_90a alone: elsewhere the image lacks their kernels.
+//!
+//! What nvcc and ptxas remark is shown by cargo and kept in `$OUT_DIR/kernels.remarks`, which scripts/kernel-table judges.
 
 use crate::cache::{self, Job};
 use crate::scan::Source;
@@ -67,6 +69,12 @@ pub fn build(sources: &[Source], out: &Path) -> Result<(), String> {
         command,
         product: product.clone(),
     }])?;
+    let remarks =
+        std::fs::read_to_string(cache::remarks(&product)).map_err(|e| format!("nvcc's remarks: {e}"))?;
+    for line in remarks.lines().filter(|line| !line.trim().is_empty()) {
+        println!("cargo:warning={line}");
+    }
+    cache::write_if_changed(&out.join("kernels.remarks"), &remarks);
     std::fs::copy(&product, &fatbin)
         .map(drop)
         .map_err(|e| format!("{}: {e}", fatbin.display()))

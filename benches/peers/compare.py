@@ -5,17 +5,23 @@
     python compare.py --device cpu --n 32 --threads 2 --out cpu.json
 
 Exit codes: 0 everything was checked and timed; 1 an arm failed its check or broke; 2 usage or a bad file;
-3 the rivals were timed but ours was not there (`--peers-only` makes that 0).
+3 arms were timed, but ours was not there (`--peers-only` makes that 0), or an arm was not ready in time.
+
+The record is written after every check and every round of windows: a run that is cut off leaves what it has done, with
+"complete": false.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import platform
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -28,7 +34,7 @@ from arms import ARMS, VARIANTS
 from batch import BadFile, Batch, read
 from check import compare, reference
 from report import table
-from windows import ArmFailed, Client, Series, clocks, measure, spread
+from windows import ArmFailed, Client, Series, TooSlow, clocks, measure, spread
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -50,10 +56,12 @@ def check_ours(args: argparse.Namespace, batch: Batch, batch_file: Path, want: d
     output = folder / "ours.safetensors"
     command, _ = ours_commands(args, batch_file, output)
     try:
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=patience(args))
     except OSError as error:
         raise ArmFailed(f"ours: cannot start `{command[0]}`: {error.strerror}; build it with "
                         "`cargo build --release` or name it with --l2b") from error
+    except subprocess.TimeoutExpired as error:
+        raise TooSlow(f"ours: meta-step took more than {error.timeout:.0f} s") from error
     if done.returncode != 0:
         raise ArmFailed(f"ours: meta-step: exit code {done.returncode}: {done.stderr.strip()[-500:]}")
     report = compare(batch, read(output)[0], want, args.our_precision)
@@ -82,64 +90,104 @@ def check_peer(client: Client, batch: Batch, want: dict[str, dict[str, Tensor]],
     return reports
 
 
-def one_size(args: argparse.Namespace, n: int, m: int, folder: Path) -> dict[str, Any]:
-    """Batch, checks, windows for one n and m; the record of it."""
+def references(args: argparse.Namespace, batch: Batch, device: str) -> dict[str, dict[str, Tensor]]:
+    """What every objective should give, in float64."""
+    where = args.reference_device or device
+    try:
+        return {o: reference(batch, o, where, args.threads) for o in args.objectives}
+    except torch.OutOfMemoryError as error:
+        raise ArmFailed("the float64 reference does not fit: --reference-device cpu takes longer, or a smaller --n: "
+                        + str(error).splitlines()[0]) from error
+
+
+def one_size(args: argparse.Namespace, record: dict[str, Any], folder: Path, save: Callable[[], None]) -> None:
+    """Batch, checks, windows for the n and m of `record`, which grows and is saved on the way."""
+    n, m = record["n"], record["m"]
     print(f"\nn = {n}, m = {m}: making the batch", flush=True)
     device = "cpu" if args.device in ("cpu", "emulator") else args.device
     batch = make_batch.from_arguments(args, n, m, device)
     batch_file = folder / "batch.safetensors"
     batch.save(batch_file)
-    objectives = list(args.objectives)
+    absent: str | None = "left out by --peers-only" if args.peers_only else None
+    record |= {"settings": json.loads(batch.settings.to_json()), "ours_absent": absent, "left_out": {}, "arms": {},
+               "checks": {}, "clocks": [], "series": []}
     print(f"n = {n}, m = {m}: reference in float64", flush=True)
-    try:
-        want = {o: reference(batch, o, args.reference_device or device, args.threads) for o in objectives}
-    except torch.OutOfMemoryError as error:
-        raise ArmFailed("the float64 reference does not fit: --reference-device cpu takes longer, or a smaller --n: "
-                        + str(error).splitlines()[0]) from error
+    want = references(args, batch, device)
     if device != "cpu":
         torch.cuda.empty_cache()
+    save()
 
-    checks: dict[str, Any] = {}
-    absent: str | None = "left out by --peers-only" if args.peers_only else None
     clients: list[Client] = []
+
+    def ready(client: Client) -> None:
+        clients.append(client)
+        record["arms"][client.name] = client.ready | {"preparing_seconds": client.preparing}
+        save()
+
+    def after_round(done: int, series: list[Series]) -> None:
+        record["series"] = [describe(s) for s in series]
+        if done % 10 == 0:
+            record["clocks"] += filter(None, [clocks()])
+            print(f"round {done} of {args.windows}", file=sys.stderr, flush=True)
+        save()
+
     try:
         if absent is None:
             try:
                 if "l2b" in want:
-                    checks[OURS] = check_ours(args, batch, batch_file, want["l2b"], folder)
+                    record["checks"][OURS] = check_ours(args, batch, batch_file, want["l2b"], folder)
                 _, serve = ours_commands(args, batch_file, folder / "ours.safetensors")
-                clients.append(Client(OURS, serve))
+                ready(Client(OURS, serve, patience(args)))
             except ArmFailed as error:
-                absent = str(error)
-                print(f"OURS IS NOT MEASURED: {absent}", file=sys.stderr, flush=True)
+                record["ours_absent"] = str(error)
+                print(f"OURS IS NOT MEASURED: {error}", file=sys.stderr, flush=True)
         for name in args.arms:
             command = [sys.executable, str(HERE / "worker.py"), "--arm", name, "--batch-file", str(batch_file),
                        "--device", device, "--variants", *args.variants, "--compile-mode", args.compile_mode]
             command += ["--precision", args.precision] if args.precision else []
             command += ["--threads", str(args.threads)] if args.threads else []
-            clients.append(Client(name, command))
-            checks[name] = check_peer(clients[-1], batch, want, folder)
+            client = None
+            try:
+                client = Client(name, command, patience(args))
+                client.patience = patience(args)
+                record["checks"][name] = check_peer(client, batch, want, folder)
+                client.patience = PATIENCE
+                ready(client)
+            except TooSlow as error:
+                record["left_out"][name] = str(error)
+                print(f"LEFT OUT: {error}", file=sys.stderr, flush=True)
+            finally:
+                if client is not None and client not in clients:
+                    client.close()
         for client in clients:
             sizes = client.ready.get("n"), client.ready.get("m")
             if sizes != (n, m):
                 raise ArmFailed(f"{client.name}: serves n, m = {sizes} of a batch of {(n, m)}")
-        logged = [clocks()]
-        series = measure(clients, objectives, args.windows, args.window_seconds, device == "cpu",
-                         lambda: logged.append(clocks()))
-        ready = {client.name: client.ready | {"preparing_seconds": client.preparing} for client in clients}
+        record["clocks"] += filter(None, [clocks()])
+        series = measure(clients, list(args.objectives), args.windows, args.window_seconds, device == "cpu",
+                         args.deadline, after_round)
+        # What it took until the first timed window, and what the arms had to note on the way.
+        record["arms"] = {c.name: c.ready | {"preparing_seconds": c.preparing} for c in clients}
     finally:
         for client in clients:
             client.close()
-    record = {"n": n, "m": m, "settings": json.loads(batch.settings.to_json()), "ours_absent": absent,
-              "arms": ready, "checks": checks, "clocks": [c for c in logged if c],
-              "series": [describe(s) for s in series]}
+    record["complete"] = True
+    save()
     print(table(record, series, n, m), flush=True)
-    return record
+
+
+PATIENCE = 1800.0
+"""Seconds that an arm may take for an answer."""
+
+
+def patience(args: argparse.Namespace) -> float:
+    """The same while arms get ready: what --seconds leaves, without the quarter that is kept for the windows."""
+    return max(0.0, min(PATIENCE, args.deadline - 0.25 * (args.seconds or 0.0) - time.monotonic()))
 
 
 def describe(s: Series) -> dict[str, Any]:
     """A series in the record: spreads and every window."""
-    return {"arm": s.arm, "objective": s.objective, "steps_per_window": s.steps,
+    return {"arm": s.arm, "objective": s.objective, "windows": len(s.step_seconds), "steps_per_window": s.steps,
             "step": spread(s.step_seconds), "device_step": spread(s.device_step_seconds or s.step_seconds),
             "peak_bytes": s.peak_bytes, "step_seconds": s.step_seconds}
 
@@ -158,7 +206,8 @@ def environment(args: argparse.Namespace) -> dict[str, Any]:
         "device": args.device, "gpu": torch.cuda.get_device_name() if cuda else None, "cpu": cpu_name(),
         "threads": args.threads, "torch": torch.__version__, "cuda": torch.version.cuda if cuda else None,
         "cudnn": torch.backends.cudnn.version() if cuda else None, "python": platform.python_version(),
-        "windows": args.windows, "window_seconds": args.window_seconds}
+        "windows": args.windows, "window_seconds": args.window_seconds, "seconds": args.seconds,
+        "variants": args.variants}
 
 
 def cpu_name() -> str:
@@ -184,6 +233,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--objectives", nargs="+", choices=["ce", "l2rw", "l2b"], default=["ce", "l2b"])
     parser.add_argument("--windows", type=int, default=30, help="rounds (default 30)")
     parser.add_argument("--window-seconds", type=float, default=0.5, help="length of a window (default 0.5)")
+    parser.add_argument("--seconds", type=float, help="for all; arms that are not ready after three quarters are left "
+                        "out, and rounds end when it is over, after one at least")
     parser.add_argument("--sweep", action="store_true", help="m/n in 1, 1/4, 1/16 for every --sizes")
     parser.add_argument("--sizes", type=int, nargs="+", default=[128, 256, 512, 1024], help="n of --sweep")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=VARIANTS, help="of the closed form, tried")
@@ -197,6 +248,7 @@ def parse() -> argparse.Namespace:
         parser.error("--device cuda: this PyTorch sees no GPU")
     if args.windows < 1:
         parser.error("--windows: 1 or more")
+    args.deadline = time.monotonic() + args.seconds if args.seconds else math.inf
     if not args.device.startswith("cuda"):
         args.arms = [name for name in args.arms if name != "double_backprop_eager"]  # the same without graphs
     args.our_precision = args.our_precision or ("bf16" if args.device.startswith("cuda") else "f32")
@@ -212,24 +264,34 @@ def main() -> int:
     sizes = [(n, max(2, n // share)) for n in args.sizes for share in (1, 4, 16)] if args.sweep else \
         [(args.n, args.m or args.n)]
     record: dict[str, Any] = {"environment": environment(args), "sizes": []}
+
+    def save() -> None:
+        if args.out:
+            # In one step: a run that is cut off leaves no half file.
+            part = args.out.with_name(args.out.name + ".part")
+            part.write_text(json.dumps(record, indent=1) + "\n")
+            part.replace(args.out)
+
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
     code = 0
     with tempfile.TemporaryDirectory() as folder:
         for n, m in sizes:
+            size: dict[str, Any] = {"n": n, "m": m, "complete": False}
+            record["sizes"].append(size)
             try:
-                record["sizes"].append(one_size(args, n, m, Path(folder)))
+                one_size(args, size, Path(folder), save)
             except BadFile as error:
                 print(f"error: {error}", file=sys.stderr)
                 return 2
             except (ArmFailed, CheckFailed) as error:
                 kind = "fails its check, nothing is timed" if isinstance(error, CheckFailed) else "broke"
                 print(f"error: n = {n}, m = {m}: {error}: {kind}", file=sys.stderr)
-                record["sizes"].append({"n": n, "m": m, "failed": str(error)})
+                size["failed"] = str(error)
                 code = 1
-            if args.out:
-                args.out.parent.mkdir(parents=True, exist_ok=True)
-                args.out.write_text(json.dumps(record, indent=1) + "\n")
-    absent = any(size.get("ours_absent") for size in record["sizes"])
-    return code or (3 if absent and not args.peers_only else 0)
+            save()
+    missing = any(size.get("left_out") or (size.get("ours_absent") and not args.peers_only) for size in record["sizes"])
+    return code or (3 if missing else 0)
 
 
 if __name__ == "__main__":

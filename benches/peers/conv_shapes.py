@@ -130,7 +130,7 @@ def main() -> int:
     parser.add_argument("--windows", type=int, default=30)
     parser.add_argument("--window-seconds", type=float, default=0.02)
     parser.add_argument("--ours", type=Path, help="record of `l2b bench --parts operations --out FILE`")
-    parser.add_argument("--out", type=Path, help="JSON record to write")
+    parser.add_argument("--out", type=Path, help="JSON record to write, after every shape")
     args = parser.parse_args()
     device = torch.device(args.device)
     if device.type == "cuda" and not torch.cuda.is_available():
@@ -154,6 +154,14 @@ def main() -> int:
     print("| n,h,w,c,k,r,stride,pad | times | what | library us | TFLOP/s | ours us | ours: form | library / ours |")
     print("|---|---|---|---|---|---|---|---|", flush=True)
     rows, ratios = [], {}
+
+    def save(complete: bool) -> None:
+        if args.out:
+            args.out.write_text(json.dumps({
+                "library": library, "precision": precision, "n": args.n, "torch": torch.__version__, "clocks": clocks(),
+                "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu", "windows": args.windows,
+                "complete": complete, "rows": rows}, indent=1) + "\n")
+
     for index, (shape, count) in enumerate(shapes(arch, args.n).items()):
         for quantity, ways in calls(shape, device, dtype, first=index == 0).items():
             times = min((time_call(way, device, args.windows, args.window_seconds) for way in ways),
@@ -168,13 +176,14 @@ def main() -> int:
             mine = f"{1e6 * ours[0]:.1f} | {ours[1]} | {ratio:.2f}" if ours else "not measured | - | -"
             print(f"| {','.join(map(str, shape))} | {count} | {quantity} | {1e6 * times['median']:.1f} "
                   f"({1e6 * times['p10']:.1f}-{1e6 * times['p90']:.1f}) | {rate / 1e12:.3f} | {mine} |", flush=True)
+        save(complete=False)
+    if args.ours and not ratios:
+        print(f"error: {args.ours} holds none of these convolutions: n, network or --parts differ", file=sys.stderr)
+        return 1
     for quantity, values in ratios.items():
         print(f"\n{quantity}: library / ours, geometric mean over shapes "
               f"{math.exp(sum(map(math.log, values)) / len(values)):.3f}, worst {min(values):.3f}")
-    if args.out:
-        args.out.write_text(json.dumps({
-            "library": library, "precision": precision, "n": args.n, "torch": torch.__version__, "clocks": clocks(),
-            "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu", "rows": rows}, indent=1) + "\n")
+    save(complete=True)
     return 0
 
 

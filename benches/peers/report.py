@@ -11,7 +11,9 @@ OURS = "l2b"
 
 def table(record: dict[str, Any], series: list[Series], n: int, m: int) -> str:
     """Markdown: every arm's steps, spread and memory, ratios to ours and to its own CE step."""
-    lines = ["", f"n = {n}, m = {m}; ms a step: median (p10-p90); ratios are medians of the rounds' ratios", "",
+    windows = len(series[0].step_seconds) if series else 0
+    lines = ["", f"n = {n}, m = {m}; ms a step: median (p10-p90) of {windows} windows; ratios are medians of the rounds' "
+                 "ratios", "",
              "| arm | precision | objective | ms | device ms | peak MiB | / ours | / own CE | images/s |",
              "|---|---|---|---|---|---|---|---|---|"]
     find = {(s.arm, s.objective): s for s in series}
@@ -26,6 +28,7 @@ def table(record: dict[str, Any], series: list[Series], n: int, m: int) -> str:
             f"{n / spread(s.step_seconds)['median']:.0f}"]) + " |")
     if record["ours_absent"]:
         lines += ["", f"{OURS}: not measured: {record['ours_absent']}"]
+    lines += [line for name, reason in record["left_out"].items() for line in ("", f"{name}: not measured: {reason}")]
     for name, ready in record["arms"].items():
         lines += ["", f"{name}: {ready['preparing_seconds']:.1f} s before its first timed window (start, compilation, "
                       "warm-up, check)"]

@@ -151,12 +151,30 @@ class Compare(unittest.TestCase):
         for s in size["series"]:
             self.assertEqual(len(s["step_seconds"]), 3)
             self.assertGreater(s["step"]["median"], 0)
+            self.assertEqual(s["windows"], 3)
+        self.assertTrue(size["complete"])
+        self.assertIn("of 3 windows", text)
         self.assertIn("/ ours", text)
+
+    def test_an_arm_that_is_not_ready_in_time_is_left_out(self) -> None:
+        # Nothing is ready after three quarters of a hundredth of a second.
+        code, record, text = self.run_it(1.0, "--arms", "double_backprop", "--seconds", "0.01")
+        self.assertEqual(code, 3, text)
+        (size,) = record["sizes"]
+        self.assertEqual((list(size["left_out"]), size["series"]), (["double_backprop"], []))
+        self.assertIn("took more than", size["ours_absent"])
+        self.assertIn("LEFT OUT: double_backprop: no answer within", text)
+
+    def test_rounds_end_with_the_time(self) -> None:
+        code, record, text = self.run_it(1.0, "--arms", "double_backprop", "--seconds", "60", "--windows", "1000000")
+        self.assertEqual(code, 0, text)
+        for s in record["sizes"][0]["series"]:
+            self.assertTrue(1 <= s["windows"] < 1000000)
 
     def test_a_wrong_engine_is_not_timed(self) -> None:
         code, record, text = self.run_it(0.5, "--arms", "double_backprop")
         self.assertEqual(code, 1, text)
-        self.assertNotIn("series", record["sizes"][0])
+        self.assertEqual((record["sizes"][0]["series"], record["sizes"][0]["complete"]), ([], False))
         self.assertIn("fails its check", text)
 
     def test_an_absent_engine_is_said(self) -> None:

@@ -19,12 +19,16 @@ class ArmFailed(Exception):
     """An arm that did not start, answered with an error, or went away."""
 
 
+class TooSlow(ArmFailed):
+    """An arm that did not answer in time."""
+
+
 class Client:
     """A process that answers window requests, one JSON object a line. Its standard error goes to ours."""
 
     def __init__(self, name: str, command: list[str], patience: float = 1800.0) -> None:
         self.name, self.command, self.patience = name, command, patience
-        self._rest = b""
+        self._rest, self._late = b"", False
         self.ready: dict[str, Any] = {}
         started = time.perf_counter()
         try:
@@ -48,7 +52,8 @@ class Client:
             selector.register(out, selectors.EVENT_READ)
             while b"\n" not in self._rest:
                 if not selector.select(max(0.0, deadline - time.monotonic())):
-                    raise ArmFailed(f"{self.name}: no answer within {self.patience:.0f} s")
+                    self._late = True
+                    raise TooSlow(f"{self.name}: no answer within {self.patience:.0f} s")
                 piece = out.read(65536)
                 if not piece:
                     code = self._process.wait()
@@ -108,12 +113,12 @@ class Client:
         return 0
 
     def close(self) -> None:
-        """Asks the process to end, and ends it if it does not."""
+        """Asks the process to end, and ends it if it does not, or was too slow before."""
         try:
             if self._process.stdin:
                 self._process.stdin.write(b'{"quit": true}\n')
                 self._process.stdin.close()  # the end of the input ends it too
-            self._process.wait(10)
+            self._process.wait(0 if self._late else 10)
         except (OSError, subprocess.TimeoutExpired):
             self._process.kill()
             self._process.wait()
@@ -135,12 +140,13 @@ class Series:
     peak_bytes: int = 0
 
 
-def measure(clients: list[Client], objectives: list[str], windows: int, window_seconds: float,
-            on_cpu: bool, every_tenth: Callable[[], None]) -> list[Series]:
+def measure(clients: list[Client], objectives: list[str], windows: int, window_seconds: float, on_cpu: bool,
+            until: float, after_round: Callable[[int, list[Series]], None]) -> list[Series]:
     """`windows` rounds, each asking every arm for one window of every objective, in turn: A B C A B C ...
 
     Every arm's window has as many steps as fit `window_seconds`, at least one. Warm-up comes first and is kept apart.
-    `every_tenth` is called after every tenth round.
+    Once `time.monotonic()` has passed `until`, the round that has begun is the last. `after_round` gets the number of
+    rounds done and the series so far.
     Peak memory: device bytes as each arm reports them; on the CPU the resident bytes of its process.
     """
     series = []
@@ -162,9 +168,9 @@ def measure(clients: list[Client], objectives: list[str], windows: int, window_s
                 s.device_step_seconds.append(answer["device_seconds"] / s.steps)
             peak = client.peak_resident() if on_cpu else int(answer.get("peak_bytes") or 0)
             s.peak_bytes = max(s.peak_bytes, peak)
-        if (turn + 1) % 10 == 0:
-            every_tenth()
-            print(f"round {turn + 1} of {windows}", file=sys.stderr, flush=True)
+        after_round(turn + 1, series)
+        if time.monotonic() > until:
+            break
     return series
 
 

@@ -22,17 +22,17 @@ use crate::phase::Phase;
 use crate::step::Objective;
 use crate::{Error, Result};
 
-/// What is measured beside the ceilings.
+/// What is measured beside the ceilings, in this order: what says most comes first, should the run be cut off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Part {
-    /// Every operation of a step, alone, at the network's shapes
-    Operations,
-    /// The phases of an L2B step
-    Phases,
-    /// Whole steps of each objective, in turn
-    Steps,
     /// Device memory of each objective
     Memory,
+    /// Whole steps of each objective, in turn
+    Steps,
+    /// The phases of an L2B step
+    Phases,
+    /// Every operation of a step, alone, at the network's shapes
+    Operations,
     /// Batches from mapped shards
     Loader,
 }
@@ -115,38 +115,10 @@ pub fn run<D: Device>(device: D, job: &Job, mut record: Record, report: Report) 
         bytes: record.ceilings.copy.median,
     };
     let traces = Traces::new(&device, job)?;
+    let device = whole(device, job, &traces, ceilings, &mut record, report)?;
     if job.parts.contains(&Part::Operations) {
         measure_operations(&device, job, &traces, ceilings, &mut record, report)?;
         report(&record, Event::Done(Part::Operations))?;
-    }
-    if job.parts.contains(&Part::Memory) {
-        record.memory = planned_memory(&device, &job.architecture.program()?, job.sizes)?;
-    }
-    let whole = [Part::Phases, Part::Steps, Part::Memory];
-    if job.parts.iter().any(|part| whole.contains(part)) {
-        let free = device.free_bytes();
-        let mut workload = Workload::random(device, &job.architecture, job.sizes, job.meta_depth)?;
-        // On a CPU, other programs come and go.
-        let seen = free
-            .zip(workload.engine.device.free_bytes())
-            .filter(|_| matches!(job.device, DeviceChoice::Cuda(_)))
-            .map(|(before, after)| before.saturating_sub(after));
-        if let Some(row) = record.memory.last_mut() {
-            row.seen_bytes = seen;
-            report(&record, Event::Done(Part::Memory))?;
-        }
-        if job.parts.contains(&Part::Phases) {
-            record.phases = phases(&mut workload, job, &traces, ceilings)?;
-            report(&record, Event::Done(Part::Phases))?;
-        }
-        if job.parts.contains(&Part::Steps) {
-            let nvml = Nvml::open(job.device);
-            record.steps = steps(&mut workload, job, &traces, ceilings, |what, done, of| {
-                record.clocks = nvml.as_ref().and_then(Nvml::clocks).or(record.clocks);
-                report(&record, Event::Begins { what, done, of })
-            })?;
-            report(&record, Event::Done(Part::Steps))?;
-        }
     }
     if job.parts.contains(&Part::Loader) {
         record.loader = Some(loader(job)?);
@@ -155,6 +127,48 @@ pub fn run<D: Device>(device: D, job: &Job, mut record: Record, report: Report) 
     record.complete = true;
     record.date = machine::now();
     Ok(record)
+}
+
+/// The parts that want a whole engine, whose memory is given back afterwards.
+fn whole<D: Device>(
+    device: D,
+    job: &Job,
+    traces: &Traces,
+    ceilings: Ceilings,
+    record: &mut Record,
+    report: Report,
+) -> Result<D> {
+    let parts = [Part::Memory, Part::Steps, Part::Phases];
+    if !job.parts.iter().any(|part| parts.contains(part)) {
+        return Ok(device);
+    }
+    if job.parts.contains(&Part::Memory) {
+        record.memory = planned_memory(&device, &job.architecture.program()?, job.sizes)?;
+    }
+    let free = device.free_bytes();
+    let mut workload = Workload::random(device, &job.architecture, job.sizes, job.meta_depth)?;
+    // On a CPU, other programs come and go.
+    let seen = free
+        .zip(workload.engine.device.free_bytes())
+        .filter(|_| matches!(job.device, DeviceChoice::Cuda(_)))
+        .map(|(before, after)| before.saturating_sub(after));
+    if let Some(row) = record.memory.last_mut() {
+        row.seen_bytes = seen;
+        report(record, Event::Done(Part::Memory))?;
+    }
+    if job.parts.contains(&Part::Steps) {
+        let nvml = Nvml::open(job.device);
+        record.steps = steps(&mut workload, job, traces, ceilings, |what, done, of| {
+            record.clocks = nvml.as_ref().and_then(Nvml::clocks).or(record.clocks);
+            report(record, Event::Begins { what, done, of })
+        })?;
+        report(record, Event::Done(Part::Steps))?;
+    }
+    if job.parts.contains(&Part::Phases) {
+        record.phases = phases(&mut workload, job, traces, ceilings)?;
+        report(record, Event::Done(Part::Phases))?;
+    }
+    Ok(workload.engine.device)
 }
 
 /// Largest copy: source and target together are several times any cache.

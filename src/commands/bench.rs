@@ -54,7 +54,7 @@ pub struct BenchArgs {
     #[arg(long)]
     seconds: Option<f64>,
     /// What to measure beside the ceilings, separated by commas
-    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Part::Operations, Part::Phases, Part::Steps, Part::Memory, Part::Loader])]
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Part::Memory, Part::Steps, Part::Phases, Part::Operations, Part::Loader])]
     parts: Vec<Part>,
     /// Dataset of the loader: `digits` (in the binary) or a folder
     #[arg(long, default_value = BUNDLED)]

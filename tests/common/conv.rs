@@ -35,12 +35,23 @@ impl<D: Device> Setup<'_, D> {
         let (w_lent, tw_lent, bias_lent) = (arranged(&w), arranged(&tw), lent(&bias));
         let (w, tw) = (operand(&w), operand(&tw));
         let abs = naive::magnitudes;
+        let (y, y_size) = (
+            naive::conv(&shape, &value, &w),
+            naive::conv(&shape, &size, &abs(&w)),
+        );
+        let (ty, ty_size) = (
+            naive::conv(&shape, &value, &tw),
+            naive::conv(&shape, &size, &abs(&tw)),
+        );
+        let abs_bias = abs(&bias);
 
         let residual = self.act(random, y_shape.len());
         let residual_lent = reading::<D::Act, D>(device, &residual);
-        for (bias, onto) in [(None, true), (Some(&bias), false)] {
-            let mut want = naive::conv(&shape, &value, &w, bias.map(Vec::as_slice));
-            let mut sizes = naive::conv(&shape, &size, &abs(&w), bias.map(|bias| abs(bias)).as_deref());
+        for with_bias in [false, true] {
+            let bias = with_bias.then_some(&bias[..]);
+            let mut want = naive::add_bias(&y, bias);
+            let mut sizes = naive::add_bias(&y_size, with_bias.then_some(&abs_bias[..]));
+            let onto = !with_bias;
             if onto {
                 want = naive::add(&want, &residual);
                 sizes = naive::add(&sizes, &abs(&residual));
@@ -77,12 +88,12 @@ impl<D: Device> Setup<'_, D> {
             let tangent = operand(&x.tangent(some_tx, some_slope));
             let tangent_size = x.magnitudes().tangent(abs_tx.as_deref(), abs_slope.as_deref());
             let mut want = naive::add(
-                &naive::conv(&shape, &tangent, &w, None),
-                &naive::conv(&shape, &value, &tw, Some(&bias)),
+                &naive::conv(&shape, &tangent, &w),
+                &naive::add_bias(&ty, Some(&bias)),
             );
             let mut sizes = naive::add(
-                &naive::conv(&shape, &tangent_size, &abs(&w), None),
-                &naive::conv(&shape, &size, &abs(&tw), Some(&abs(&bias))),
+                &naive::conv(&shape, &tangent_size, &abs(&w)),
+                &naive::add_bias(&ty_size, Some(&abs_bias)),
             );
             let onto = with_slope;
             if onto {
@@ -122,9 +133,10 @@ impl<D: Device> Setup<'_, D> {
         let dy_stored = dy;
         let dy = operand(&dy_stored);
         let before = self.act(random, x_shape.len());
+        let d = naive::conv_input(&shape, &dy, &w);
+        let d_size = naive::conv_input(&shape, &abs(&dy), &abs(&w));
         for write in [Write::Set, Write::Add] {
-            let mut want = naive::conv_input(&shape, &dy, &w);
-            let mut sizes = naive::conv_input(&shape, &abs(&dy), &abs(&w));
+            let (mut want, mut sizes) = (d.clone(), d_size.clone());
             if write == Write::Add {
                 want = naive::add(&want, &before);
                 sizes = naive::add(&sizes, &abs(&before));
@@ -152,6 +164,8 @@ impl<D: Device> Setup<'_, D> {
         }
 
         let before = self.real(random, shape.w_len());
+        let weight = naive::conv_weight(&shape, &dy, &value);
+        let weight_size = naive::conv_weight(&shape, &abs(&dy), &size);
         for (write, with_bias) in [(Write::Set, true), (Write::Add, true), (Write::Set, false)] {
             let dw = if write == Write::Add {
                 lent(&before)
@@ -167,8 +181,7 @@ impl<D: Device> Setup<'_, D> {
             device
                 .conv_backward_weight(conv, dw.mem(), some_dbias, write, dy_lent.mem())
                 .expect("weight");
-            let mut want = naive::conv_weight(&shape, &dy, &value);
-            let mut sizes = naive::conv_weight(&shape, &abs(&dy), &size);
+            let (mut want, mut sizes) = (weight.clone(), weight_size.clone());
             let mut want_bias = naive::column_sums(&dy_stored, bias.len());
             let mut bias_sizes = naive::column_sums(&abs(&dy_stored), bias.len());
             if write == Write::Add {
@@ -195,19 +208,14 @@ impl<D: Device> Setup<'_, D> {
 
         let before = self.real(random, shape.n as usize);
         let sample = y_shape.len() / shape.n as usize;
-        for some_bias in [None, Some(&bias)] {
+        for with_bias in [false, true] {
             let out = lent(&before);
-            let tbias = some_bias.map(|_| bias_lent.mem());
+            let tbias = with_bias.then(|| bias_lent.mem());
             device
                 .conv_contract(conv, out.mem(), dy_lent.mem(), tw_lent.filters(), tbias)
                 .expect("contract");
-            let ty = naive::conv(&shape, &value, &tw, some_bias.map(Vec::as_slice));
-            let ty_size = naive::conv(
-                &shape,
-                &size,
-                &abs(&tw),
-                some_bias.map(|bias| abs(bias)).as_deref(),
-            );
+            let ty = naive::add_bias(&ty, with_bias.then_some(&bias[..]));
+            let ty_size = naive::add_bias(&ty_size, with_bias.then_some(&abs_bias[..]));
             let want = naive::add(
                 &before,
                 &naive::row_sums(&naive::multiply(&ty, &dy_stored), sample),

@@ -9,23 +9,25 @@ pub fn magnitudes(values: &[f64]) -> Vec<f64> {
     values.iter().map(|value| value.abs()).collect()
 }
 
-/// Calls `f(y pixel·K + k, x pixel·C + c, weight index)` for every multiply-add of a convolution.
+/// Calls `f(y pixel·K + k, x pixel·C + c, weight index)` for every multiply-add of a convolution. Filters innermost: one sum
+/// does not wait for the product before.
 fn each_product(shape: &ConvShape, mut f: impl FnMut(usize, usize, usize)) {
     for n in 0..shape.n {
         for p in 0..shape.p() {
             for q in 0..shape.q() {
-                for k in 0..shape.k {
-                    for r in 0..shape.r {
-                        for s in 0..shape.s {
-                            for c in 0..shape.c {
-                                let h = p * shape.stride + r - shape.pad;
-                                let w = q * shape.stride + s - shape.pad;
-                                if (0..shape.h).contains(&h) && (0..shape.w).contains(&w) {
-                                    let y = ((n * shape.p() + p) * shape.q() + q) * shape.k + k;
-                                    let x = ((n * shape.h + h) * shape.w + w) * shape.c + c;
-                                    let weight = ((k * shape.r + r) * shape.s + s) * shape.c + c;
-                                    f(y as usize, x as usize, weight as usize);
-                                }
+                let y = ((n * shape.p() + p) * shape.q() + q) * shape.k;
+                for r in 0..shape.r {
+                    for s in 0..shape.s {
+                        let h = p * shape.stride + r - shape.pad;
+                        let w = q * shape.stride + s - shape.pad;
+                        if !(0..shape.h).contains(&h) || !(0..shape.w).contains(&w) {
+                            continue;
+                        }
+                        let x = ((n * shape.h + h) * shape.w + w) * shape.c;
+                        for c in 0..shape.c {
+                            for k in 0..shape.k {
+                                let weight = ((k * shape.r + r) * shape.s + s) * shape.c + c;
+                                f((y + k) as usize, (x + c) as usize, weight as usize);
                             }
                         }
                     }
@@ -35,12 +37,9 @@ fn each_product(shape: &ConvShape, mut f: impl FnMut(usize, usize, usize)) {
     }
 }
 
-/// y = conv(x, w) + bias.
-pub fn conv(shape: &ConvShape, x: &[f64], w: &[f64], bias: Option<&[f64]>) -> Vec<f64> {
-    let channels = shape.k as usize;
-    let mut y: Vec<f64> = (0..shape.y_len())
-        .map(|i| bias.map_or(0.0, |bias| bias[i % channels]))
-        .collect();
+/// y = conv(x, w).
+pub fn conv(shape: &ConvShape, x: &[f64], w: &[f64]) -> Vec<f64> {
+    let mut y = vec![0.0; shape.y_len()];
     each_product(shape, |i, j, l| y[i] += x[j] * w[l]);
     y
 }
@@ -81,6 +80,12 @@ pub fn moments(values: &[f64], channels: usize) -> (Vec<f64>, Vec<f64>) {
         .map(|(i, u)| (u - mean[i % channels]).powi(2))
         .collect();
     (mean, column_sums(&squares, channels))
+}
+
+/// rows of channels + bias.
+pub fn add_bias(rows: &[f64], bias: Option<&[f64]>) -> Vec<f64> {
+    let value = |i: usize| bias.map_or(0.0, |bias| bias[i % bias.len()]);
+    rows.iter().enumerate().map(|(i, row)| row + value(i)).collect()
 }
 
 pub fn add(a: &[f64], b: &[f64]) -> Vec<f64> {

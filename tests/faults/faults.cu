@@ -1,5 +1,6 @@
-// Kernels with planted mistakes, built into the emulator's library only: tests/emulator demands that each ends in a
-// clear diagnosis (or, for races, in a wrong result in at least one order), scripts/sanitize that the sanitizers see theirs.
+// Kernels with planted mistakes, in no build of l2b: part of the emulator's library, and for GPUs an image of their own
+// (scripts/gpu-check). tests/emulator demands that each ends in a clear diagnosis (or, for races, in a wrong result in at
+// least one order), scripts/sanitize and scripts/gpu-check that the sanitizers see theirs.
 #include "dialect.cuh"
 
 // ---- correct kernels that the tests need

@@ -1,8 +1,10 @@
 //! The device under test.
 
+use cudarc::driver::CudaContext;
 use l2b::device::cuda::{Cuda, devices, driver};
 use l2b::{Result, device::Device};
 use std::ffi::{CStr, CString, c_char, c_int};
+use std::sync::{Arc, OnceLock};
 
 /// Whether the tests run on the emulator.
 pub fn emulated() -> bool {
@@ -34,6 +36,10 @@ pub fn open_as<D: Device>(make: impl Fn(usize) -> Result<D>) -> Option<D> {
     // A GPU too old, or a binary without kernels, is no device to test on.
     let listing = devices().expect("listing the GPUs");
     if let Some(gpu) = listing.usable() {
+        // Held until the process ends: with the last device of a test its context would go, and the next test would wait
+        // for a new one, under a sanitizer for seconds. Not on the emulator, whose contexts are to come and go.
+        static CONTEXT: OnceLock<Arc<CudaContext>> = OnceLock::new();
+        CONTEXT.get_or_init(|| CudaContext::new(gpu.ordinal).expect("a usable GPU"));
         return Some(make(gpu.ordinal).expect("a usable GPU"));
     }
     let required = std::env::var("L2B_REQUIRE_GPU").is_ok_and(|value| value == "1");

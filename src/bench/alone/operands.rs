@@ -31,8 +31,9 @@ impl Like {
 /// `len` elements of a repeated pattern, as bytes.
 fn filled<E: Element>(like: Like, len: usize) -> Vec<u8> {
     let pattern: Vec<E> = like.pattern().map(E::from_f64).take(len).collect();
-    let bytes: &[u8] = bytemuck::cast_slice(&pattern);
-    bytes.iter().copied().cycle().take(len * size_of::<E>()).collect()
+    let mut bytes = bytemuck::cast_slice::<E, u8>(&pattern).repeat(len.div_ceil(PATTERN));
+    bytes.truncate(len * size_of::<E>());
+    bytes
 }
 
 impl<D: Device> Alone<'_, D> {
