@@ -92,9 +92,11 @@ template <class T, class Tile, bool VECTOR, class Number>
 __device__ __forceinline__ void finish_product(T* y, float* product, const float* bias, const Epilogue<T>& epilogue,
                                                int tile, int rows, int column0, int channels, Number number) {
   static_assert(Tile::BM == TILE_ROWS, "one partial per tile");
+  // Worked out here: numbers kept from before the product would spill some kernels.
+  const WholeBlock team = {computed_here(threadIdx.x) & (Tile::THREADS - 1)};
   const auto place = [&](int row, int column) { return product + row * Tile::LDC + column; };
   if (VECTOR || epilogue.wide) {
-    finish_tile<T, RUN, Tile::BN, Tile::THREADS, 4>(
+    finish_tile<T, RUN, Tile::BN, Tile::THREADS, 2>(
         y, epilogue, tile, min(rows, TILE_ROWS), column0, channels,
         [&](int row, int column) {
           Pack<RUN> v = load_pack<RUN>(place(row, column));
@@ -103,15 +105,15 @@ __device__ __forceinline__ void finish_product(T* y, float* product, const float
           }
           return v;
         },
-        number, place);
+        number, place, team);
   } else {
-    finish_tile<T, 1, Tile::BN, Tile::THREADS, 4>(
+    finish_tile<T, 1, Tile::BN, Tile::THREADS, 2>(
         y, epilogue, tile, min(rows, TILE_ROWS), column0, channels,
         [&](int row, int column) {
           const float shift = bias != nullptr ? bias[column0 + column] : 0.0f;
           return Pack<1>{{*place(row, column) + shift}};
         },
-        number, place);
+        number, place, team);
   }
 }
 
