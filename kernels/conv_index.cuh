@@ -90,8 +90,10 @@ __device__ __forceinline__ void class_origins(Loader& loader, const ConvShape& s
 // that memory. VECTOR: the launch promises epilogue.wide.
 template <class T, class Tile, bool VECTOR, class Number>
 __device__ __forceinline__ void finish_product(T* y, float* product, const float* bias, const Epilogue<T>& epilogue,
-                                               int tile, int rows, int column0, int channels, Number number) {
+                                               int tile, int rows, int column0, int channels, Number number,
+                                               int thread = threadIdx.x) {
   static_assert(Tile::BM == TILE_ROWS, "one partial per tile");
+  const WholeBlock team = {thread};
   const auto place = [&](int row, int column) { return product + row * Tile::LDC + column; };
   if (VECTOR || epilogue.wide) {
     finish_tile<T, RUN, Tile::BN, Tile::THREADS, 4>(
@@ -103,7 +105,7 @@ __device__ __forceinline__ void finish_product(T* y, float* product, const float
           }
           return v;
         },
-        number, place);
+        number, place, team);
   } else {
     finish_tile<T, 1, Tile::BN, Tile::THREADS, 4>(
         y, epilogue, tile, min(rows, TILE_ROWS), column0, channels,
@@ -111,7 +113,7 @@ __device__ __forceinline__ void finish_product(T* y, float* product, const float
           const float shift = bias != nullptr ? bias[column0 + column] : 0.0f;
           return Pack<1>{{*place(row, column) + shift}};
         },
-        number, place);
+        number, place, team);
   }
 }
 

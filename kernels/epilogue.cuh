@@ -38,7 +38,8 @@ static_assert(sizeof(Epilogue<float>) == 64, "twin of KernelEpilogue");
 
 // The threads that finish a tile together: a whole block, unless a kernel's roles differ.
 struct WholeBlock {
-  __device__ __forceinline__ int thread() const { return threadIdx.x; }
+  int thread_;
+  __device__ __forceinline__ int thread() const { return thread_; }
   __device__ __forceinline__ void meet() const { __syncthreads(); }
 };
 
@@ -210,10 +211,10 @@ struct RowBatch {
 // A thread owns W neighbouring channels of every LANES-th row and has the loads of BATCH rows in flight. All threads of the block call it.
 template <class T, int W, int COLUMNS, int THREADS, int BATCH, class Value, class Number, class Parts>
 __device__ __forceinline__ void finish_tile(T* y, const Epilogue<T>& epilogue, int tile, int rows, int column0,
-                                            int channels, Value value, Number number, Parts parts) {
+                                            int channels, Value value, Number number, Parts parts,
+                                            const WholeBlock& team) {
   constexpr int RUNS = COLUMNS / W, LANES = THREADS / RUNS;
   static_assert(RUNS * LANES == THREADS, "every thread has a run");
-  const WholeBlock team;
   const int column = team.thread() % RUNS * W, lane = team.thread() / RUNS, c = column0 + column;
   LaneSums<T, W> sums;
   if (c < channels) {
@@ -249,5 +250,5 @@ __device__ __forceinline__ void finish_rows_of(T* y, const Epilogue<T>& epilogue
         return value(row0 + row, Offset(row0 + row) * channels + c, c);
       },
       [&](int row) { return row0 + row; },
-      [&](int row, int column) { return memory + row * PITCH + column; });
+      [&](int row, int column) { return memory + row * PITCH + column; }, {static_cast<int>(threadIdx.x)});
 }
