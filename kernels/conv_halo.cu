@@ -49,7 +49,8 @@ __device__ __forceinline__ void conv_tangent_halo(unsigned char* memory, T* ty, 
   float acc[Tile::MI][Tile::NI][4] = {};
   const T* const filters[2] = {w, tw};
   halo_accumulate<T, Tile, Form::Tangent>(acc, memory, Image<T>{x, tx, shape.h, shape.w, shape.c}, filters, at, shape);
-  mma_finish_rows<T, Tile, true>(ty, acc, memory, tbias, epilogue, at, shape);
+  // What the end makes of the thread's number is worked out there: kept from before the products, it spills.
+  mma_finish_rows<T, Tile, true>(ty, acc, memory, tbias, epilogue, at, shape, computed_here(threadIdx.x) & (Tile::THREADS - 1));
 }
 
 // ty = conv(tangent of x, w) + conv(x, tw) + tbias, then the epilogue; x and tx are read and evaluated together

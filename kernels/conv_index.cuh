@@ -90,13 +90,13 @@ __device__ __forceinline__ void class_origins(Loader& loader, const ConvShape& s
 // that memory. VECTOR: the launch promises epilogue.wide.
 template <class T, class Tile, bool VECTOR, class Number>
 __device__ __forceinline__ void finish_product(T* y, float* product, const float* bias, const Epilogue<T>& epilogue,
-                                               int tile, int rows, int column0, int channels, Number number) {
+                                               int tile, int rows, int column0, int channels, Number number,
+                                               int thread = threadIdx.x) {
   static_assert(Tile::BM == TILE_ROWS, "one partial per tile");
-  // Worked out here: numbers kept from before the product would spill some kernels.
-  const WholeBlock team = {computed_here(threadIdx.x) & (Tile::THREADS - 1)};
+  const WholeBlock team = {thread};
   const auto place = [&](int row, int column) { return product + row * Tile::LDC + column; };
   if (VECTOR || epilogue.wide) {
-    finish_tile<T, RUN, Tile::BN, Tile::THREADS, 2>(
+    finish_tile<T, RUN, Tile::BN, Tile::THREADS, 4>(
         y, epilogue, tile, min(rows, TILE_ROWS), column0, channels,
         [&](int row, int column) {
           Pack<RUN> v = load_pack<RUN>(place(row, column));
@@ -107,7 +107,7 @@ __device__ __forceinline__ void finish_product(T* y, float* product, const float
         },
         number, place, team);
   } else {
-    finish_tile<T, 1, Tile::BN, Tile::THREADS, 2>(
+    finish_tile<T, 1, Tile::BN, Tile::THREADS, 4>(
         y, epilogue, tile, min(rows, TILE_ROWS), column0, channels,
         [&](int row, int column) {
           const float shift = bias != nullptr ? bias[column0 + column] : 0.0f;

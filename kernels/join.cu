@@ -13,10 +13,17 @@ __device__ __forceinline__ Pack<W> add_packs(Pack<W> a, const Pack<W>& b) {
   return a;
 }
 
+// A sum already; registers for another addend would spill.
+template <class T>
+__device__ __forceinline__ Epilogue<T> without_addend(Epilogue<T> epilogue) {
+  epilogue.addend = nullptr;
+  return epilogue;
+}
+
 template <class T, int W>
 __device__ __forceinline__ void join_forward_body(T* y, const Source<T>& a, const Source<T>& b,
                                                   const Epilogue<T>& epilogue, const Rows& shape) {
-  finish_rows_of<T, W, 2>(y, epilogue, shape.rows, shape.channels, [&](int, Offset at, int c) {
+  finish_rows_of<T, W, 2>(y, without_addend(epilogue), shape.rows, shape.channels, [&](int, Offset at, int c) {
     const Pack<W> u = source_forward(Affine<W>(a, shape.channels, c), a.relu != 0, load_pack<W>(a.x + at));
     const Pack<W> v = source_forward(Affine<W>(b, shape.channels, c), b.relu != 0, load_pack<W>(b.x + at));
     return add_packs(u, v);
@@ -24,7 +31,7 @@ __device__ __forceinline__ void join_forward_body(T* y, const Source<T>& a, cons
 }
 
 // y = a + b, then the epilogue
-// y [rows][C]; a, b sources of this geometry; epilogue over y
+// y [rows][C]; a, b sources of this geometry; epilogue over y, without addend
 // grid and limits as above
 #define JOIN_FORWARD_ARGS(T) T *y, Source<T> a, Source<T> b, Epilogue<T> epilogue, Rows shape
 extern "C" __global__ void __launch_bounds__(256, 2) join_forward_wide(JOIN_FORWARD_ARGS(float)) {
@@ -52,13 +59,13 @@ __device__ __forceinline__ Pack<W> load_tangent(const Source<T>& s, const Tangen
 template <class T, int W>
 __device__ __forceinline__ void join_tangent_body(T* ty, const Source<T>& a, const Tangent<T>& ta, const Source<T>& b,
                                                   const Tangent<T>& tb, const Epilogue<T>& epilogue, const Rows& shape) {
-  finish_rows_of<T, W, 4>(ty, epilogue, shape.rows, shape.channels, [&](int, Offset at, int c) {
+  finish_rows_of<T, W, 4>(ty, without_addend(epilogue), shape.rows, shape.channels, [&](int, Offset at, int c) {
     return add_packs(load_tangent<T, W>(a, ta, shape.channels, c, at), load_tangent<T, W>(b, tb, shape.channels, c, at));
   });
 }
 
 // ty = tangent of a + tangent of b, then the epilogue
-// ty [rows][C]; a, b sources of this geometry with tangents ta, tb; epilogue over ty
+// ty [rows][C]; a, b sources of this geometry with tangents ta, tb; epilogue over ty, without addend
 // grid and limits as above
 #define JOIN_TANGENT_ARGS(T) T *ty, Source<T> a, Tangent<T> ta, Source<T> b, Tangent<T> tb, Epilogue<T> epilogue, Rows shape
 extern "C" __global__ void __launch_bounds__(256, 2) join_tangent_wide(JOIN_TANGENT_ARGS(float)) {

@@ -173,11 +173,11 @@ __device__ __forceinline__ void mma_lay_out(float* product, const float (&acc)[T
 template <class T, class Tile, bool VECTOR>
 __device__ __forceinline__ void mma_finish_rows(T* y, const float (&acc)[Tile::MI][Tile::NI][4], unsigned char* memory,
                                                 const float* bias, const Epilogue<T>& epilogue, const Place<Tile>& at,
-                                                const ConvShape& shape) {
+                                                const ConvShape& shape, int thread = threadIdx.x) {
   float* product = reinterpret_cast<float*>(memory);
   mma_lay_out<Tile>(product, acc);
   finish_product<T, Tile, VECTOR>(y, product, bias, epilogue, at.tile, shape.n * shape.p() * shape.q() - at.m0, at.n0,
-                                  shape.k, [&](int row) { return at.m0 + row; });
+                                  shape.k, [&](int row) { return at.m0 + row; }, thread);
 }
 
 // Operand a of forward, tangent, contraction (DIRECTION 1) and backward-input (DIRECTION -1): rows are pixels, the depth

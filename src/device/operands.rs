@@ -46,7 +46,8 @@ pub enum Sums<'a, A> {
 
 /// What follows the accumulation of an output, in this order: add, mask, store, sums.
 pub struct Epilogue<'a, A> {
-    /// A stored tensor of the output's shape that is added, the residual: never the output itself (that is [`Write::Add`]).
+    /// A stored tensor of the output's shape that is added, the residual: of forward and tangent convolutions alone, and never
+    /// the output itself (that is [`Write::Add`]).
     pub addend: Option<Span<'a, A>>,
     /// Zero the value where this source's ReLU is closed (A·(x − M) + C ≤ 0). Only for sources with `relu`.
     pub mask: Option<Source<'a, A>>,

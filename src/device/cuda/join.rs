@@ -1,12 +1,15 @@
 //! Launches of kernels/join.cu.
 
+use super::format::Storage;
 use super::kernels::launch;
 use super::launcher::Launcher;
-use super::memory::{Aligned, epilogue, optional, source, stored, stored_output, tangent, wide};
+use super::memory::{
+    Aligned, KernelEpilogue, Out, epilogue, optional, source, stored, stored_output, tangent, wide,
+};
 use super::norm::tiled;
 use super::{Arena, Cuda};
-use crate::Result;
 use crate::device::{Epilogue, Mem, Rows, Source, Tangent, Write};
+use crate::{Error, Result};
 
 #[allow(clippy::too_many_arguments)]
 pub(super) fn source_backward(
@@ -33,6 +36,14 @@ pub(super) fn source_backward(
     unsafe { launch!(cuda, kernel, grid, out, d, x, slope, end, shape) }
 }
 
+/// A join is a sum already: its kernels take no addend.
+fn end_of_sum(storage: Storage, end: &Epilogue<Arena>, shape: Rows, out: &Out) -> Result<KernelEpilogue> {
+    if end.addend.is_some() {
+        return Err(Error::Internal("a residual beside a join".into()));
+    }
+    epilogue(storage, end, shape, out, Write::Set)
+}
+
 pub(super) fn join_forward(
     cuda: &Launcher,
     shape: Rows,
@@ -44,7 +55,7 @@ pub(super) fn join_forward(
     let storage = cuda.storage();
     let out = stored_output(storage, "y", y, shape.len())?;
     let (a, b) = (source(storage, "a", a, shape)?, source(storage, "b", b, shape)?);
-    let end = epilogue(storage, &end, shape, &out, Write::Set)?;
+    let end = end_of_sum(storage, &end, shape, &out)?;
     let wide = end.wide() && wide(storage, shape.channels, &[&a, &b]);
     let kernel = storage.pick_width(wide, &cuda.kernels.join_forward);
     let grid = tiled(storage, wide, shape)?;
@@ -64,7 +75,7 @@ pub(super) fn join_tangent(
     let out = stored_output(storage, "ty", ty, shape.len())?;
     let (a, b) = (source(storage, "a", a, shape)?, source(storage, "b", b, shape)?);
     let (ta, tb) = (tangent(storage, ta, shape)?, tangent(storage, tb, shape)?);
-    let end = epilogue(storage, &end, shape, &out, Write::Set)?;
+    let end = end_of_sum(storage, &end, shape, &out)?;
     let wide = end.wide() && wide(storage, shape.channels, &[&a, &ta, &b, &tb]);
     let kernel = storage.pick_width(wide, &cuda.kernels.join_tangent);
     let grid = tiled(storage, wide, shape)?;
