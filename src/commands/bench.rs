@@ -1,12 +1,11 @@
 //! `l2b bench`.
 
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::path::PathBuf;
 
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
 
-use super::{DeviceArgs, print};
+use super::{DeviceArgs, print, progress_bar};
 use crate::arch::Architecture;
 use crate::bench::case::{Case, Ceilings, Form, Operation, Shape};
 use crate::bench::machine::{COMMIT, DIRTY, Machine, now};
@@ -228,7 +227,9 @@ fn measure<D: Device>(args: &BenchArgs, device: D, out: &mut impl Write) -> Resu
     }
 
     print(out, &table::head(&record))?;
-    let bar = progress_bar();
+    let bar = progress_bar(0, "{bar:30} {pos}/{len} {msg}");
+    // No thread of its own beside what is timed.
+    bar.disable_steady_tick();
     let record = run::run(device, &job, record, &mut |record, event| {
         let text = match event {
             Event::Begins { what, done, of } => {
@@ -295,15 +296,4 @@ fn answer<D: Device>(args: &BenchArgs, device: D, out: &mut impl Write) -> Resul
     };
     let precision = args.device.precision.name();
     serve::serve(&mut workload, precision, std::io::stdin().lock(), out)
-}
-
-/// Draws on a terminal only.
-fn progress_bar() -> ProgressBar {
-    if !std::io::stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
-    let bar = ProgressBar::new(0);
-    let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}");
-    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-    bar
 }

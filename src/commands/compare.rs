@@ -1,14 +1,12 @@
 //! `l2b compare`.
 
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
-use indicatif::{ProgressBar, ProgressStyle};
 
-use super::print;
+use super::{print, progress_bar};
 use crate::budget::{MetaBudget, MetaDepth};
 use crate::compare::{Comparison, Ending, Plan};
 use crate::config::Method;
@@ -161,7 +159,10 @@ pub fn run(args: &CompareArgs, out: &mut impl Write) -> Result<()> {
     let costs = plan.costs()?;
     let folder = new_folder(plan.base.out.as_deref())?;
 
-    let bar = progress_bar(per_epoch * u64::from(resolved.epochs) * runs.len() as u64);
+    let bar = progress_bar(
+        per_epoch * u64::from(resolved.epochs) * runs.len() as u64,
+        "{bar:40} {percent:>3} %, {eta} left",
+    );
     let say = |line: String| {
         if bar.is_hidden() {
             // Nobody may be listening any more: no reason to stop.
@@ -217,18 +218,6 @@ fn save(comparison: &Comparison, folder: &Path) -> Result<()> {
         atomic::write_file(&folder.join(name), text.as_bytes())?;
     }
     Ok(())
-}
-
-/// Images of all runs; draws on a terminal only.
-fn progress_bar(images: u64) -> ProgressBar {
-    if !std::io::stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
-    let bar = ProgressBar::new(images);
-    let style = ProgressStyle::with_template("{bar:40} {percent:>3} %, {eta} left");
-    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-    bar.enable_steady_tick(Duration::from_millis(200));
-    bar
 }
 
 fn line(ending: &Ending) -> String {

@@ -1,5 +1,6 @@
 //! `l2b data pack | noise | info`.
 
+use super::progress_bar;
 use crate::data::dataset::{Dataset, Split};
 use crate::data::labels::Overlay;
 use crate::data::noise::{Noise, NoiseKind};
@@ -8,7 +9,6 @@ use crate::data::source::Access;
 use crate::data::split::{draw_per_class, remaining};
 use crate::{Error, Result, task};
 use clap::{Args, Subcommand};
-use indicatif::{ProgressBar, ProgressStyle};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -124,8 +124,7 @@ fn pack(args: &PackArgs) -> Result<String> {
         .file_name()
         .map(|name| name.to_string_lossy().into_owned());
     let name = args.name.clone().or(folder_name).unwrap_or_default();
-    // Draws on a terminal only.
-    let bar = ProgressBar::new(0).with_style(progress_style());
+    let bar = progress_bar(0, "packing {bar:40} {pos}/{len} images");
     pack_idx(
         &args.source,
         &args.out,
@@ -138,11 +137,6 @@ fn pack(args: &PackArgs) -> Result<String> {
     )?;
     bar.finish_and_clear();
     describe(&Dataset::open(&args.out, Access::Map)?)
-}
-
-fn progress_style() -> ProgressStyle {
-    ProgressStyle::with_template("packing {bar:40} {pos}/{len} images")
-        .unwrap_or_else(|_| ProgressStyle::default_bar())
 }
 
 fn noise(args: &NoiseArgs) -> Result<String> {

@@ -36,12 +36,12 @@ fn print(out: &mut impl Write, text: &str) -> Result<()> {
     written.map_err(|e| Error::io("standard output", e))
 }
 
-/// The images of a whole run; draws on a terminal only.
-fn progress_bar(images: u64, template: &str) -> ProgressBar {
+/// A bar of a length that may be set later; draws on a terminal only.
+fn progress_bar(length: u64, template: &str) -> ProgressBar {
     if !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }
-    let bar = ProgressBar::new(images);
+    let bar = ProgressBar::new(length);
     let style = ProgressStyle::with_template(template);
     bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
     bar.enable_steady_tick(Duration::from_millis(200));

@@ -2,6 +2,7 @@
 
 mod bench;
 mod compare;
+mod folders;
 mod measure;
 mod readme;
 mod refusals;

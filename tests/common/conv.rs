@@ -5,6 +5,21 @@ use l2b::device::{Conv, ConvShape, Device, Epilogue, Geometry, Tangent, Write};
 use super::ops::{Expected, Setup, rows};
 use super::{Arranged, Random, assert_within, fetch, naive, reading, room, writing};
 
+/// n images of h×w, padded filters of 3×3, stride 1.
+pub fn same_3x3(n: i32, (h, w): (i32, i32), (c, k): (i32, i32)) -> ConvShape {
+    ConvShape {
+        n,
+        h,
+        w,
+        c,
+        k,
+        r: 3,
+        s: 3,
+        stride: 1,
+        pad: 1,
+    }
+}
+
 impl<D: Device> Setup<'_, D> {
     /// Forward, tangent, both adjoints and contraction of one convolution.
     pub fn conv(&self, shape: ConvShape, kind: usize) {

@@ -1,25 +1,12 @@
 //! Forward and tangent on halos (kernels/conv_halo.cu) against the oracle: 3x3 convolutions of stride 1 whose rows fill tiles,
 //! in both operand types, with and without what may be pending, all epilogues.
 
+use super::common::conv::same_3x3;
 use super::common::ops::{KINDS, Rounding, Setup};
 use super::device::{in_orders_as, open_as, set_order, thinned};
 use l2b::Result;
 use l2b::device::cuda::Cuda;
 use l2b::device::{ConvShape, Device, Geometry};
-
-fn conv(n: i32, (h, w): (i32, i32), (c, k): (i32, i32)) -> ConvShape {
-    ConvShape {
-        n,
-        h,
-        w,
-        c,
-        k,
-        r: 3,
-        s: 3,
-        stride: 1,
-        pad: 1,
-    }
-}
 
 /// What was decided for a shape.
 fn plan<D: Device>(cuda: &D, shape: ConvShape) -> String {
@@ -31,12 +18,12 @@ fn plan<D: Device>(cuda: &D, shape: ConvShape) -> String {
 /// channels in one block, several, and a part of one; filters around the edges of tiles.
 fn convolutions_on_halos<D: Device>(make: impl Fn(usize) -> Result<D>, operand: Rounding) {
     let shapes = [
-        conv(1, (16, 16), (40, 64)),
-        conv(5, (4, 8), (8, 16)),
-        conv(1, (12, 32), (8, 8)),
-        conv(3, (8, 8), (72, 72)),
-        conv(9, (4, 4), (24, 128)),
-        conv(1, (64, 4), (16, 8)),
+        same_3x3(1, (16, 16), (40, 64)),
+        same_3x3(5, (4, 8), (8, 16)),
+        same_3x3(1, (12, 32), (8, 8)),
+        same_3x3(3, (8, 8), (72, 72)),
+        same_3x3(9, (4, 4), (24, 128)),
+        same_3x3(1, (64, 4), (16, 8)),
     ];
     in_orders_as(make, |cuda| {
         for (i, shape) in thinned(shapes, 4) {
@@ -60,7 +47,7 @@ fn halos_in_bf16() {
 fn large_tiles_on_halos<D: Device>(make: impl Fn(usize) -> Result<D>, operand: Rounding, channels: i32) {
     let Some(cuda) = open_as(make) else { return };
     set_order("random:1");
-    let shape = conv(16, (32, 32), (channels, 72));
+    let shape = same_3x3(16, (32, 32), (channels, 72));
     let plan = plan(&cuda, shape);
     assert!(
         plan.contains("halo: true") && plan.contains("forward: Large"),
@@ -83,7 +70,7 @@ fn large_halos_in_bf16() {
 #[test]
 fn no_halo_elsewhere() {
     let Some(cuda) = open_as(Cuda::bf16) else { return };
-    let fit = conv(1, (32, 32), (8, 8));
+    let fit = same_3x3(1, (32, 32), (8, 8));
     let others = [
         ConvShape { stride: 2, ..fit },
         ConvShape { pad: 0, ..fit },

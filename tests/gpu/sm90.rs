@@ -1,6 +1,7 @@
 //! Convolutions by warpgroup products, which GPUs of compute capability 9.0 have: small ones against the oracle, all epilogues,
 //! with tangents and both adjoints; those large enough for warpgroups on a GPU against the same by warps.
 
+use super::common::conv::same_3x3;
 use super::common::ops::{Expected, KINDS, Rounding, Setup, rows};
 use super::common::{Arranged, Operand, Random, fetch, reading, room, writing};
 use super::device::{emulated, open_as, set_order, thinned};
@@ -10,20 +11,6 @@ use l2b::device::{Conv, ConvShape, Device, Epilogue, Geometry, Mem, Source, Tang
 
 type Bf16 = Cuda<bf16>;
 type Arena = <Bf16 as Device>::Arena;
-
-fn conv(n: i32, (h, w): (i32, i32), (c, k): (i32, i32)) -> ConvShape {
-    ConvShape {
-        n,
-        h,
-        w,
-        c,
-        k,
-        r: 3,
-        s: 3,
-        stride: 1,
-        pad: 1,
-    }
-}
 
 /// That forward, backward-input and the weight gradient go to warpgroups with slabs of these widths.
 fn assert_plan(cuda: &Bf16, shape: ConvShape, [forward, backward, weight]: [Option<i32>; 3]) {
@@ -57,7 +44,7 @@ fn convolution_by_warpgroups() {
     ];
     for (i, (n, edges, channels, width)) in thinned(shapes, 4) {
         let Some(cuda) = open() else { return };
-        let shape = conv(n, edges, channels);
+        let shape = same_3x3(n, edges, channels);
         // Of the last, forward and backward-input fill a quarter of their tiles and go to warps; on a GPU all of them do,
         // which would have work for few of its multiprocessors.
         let images = (emulated() && i < 3).then_some(width);
@@ -81,7 +68,7 @@ fn warpgroups_agree_with_warps() {
     let shapes = if emulated() { &on_emulator[..] } else { &on_gpu[..] };
     for (i, &(n, edges, channels, width)) in thinned(shapes, 2) {
         let Some(cuda) = open() else { return };
-        let shape = conv(n, edges, channels);
+        let shape = same_3x3(n, edges, channels);
         assert_plan(&cuda, shape, [Some(width); 3]);
         set_order(["random:3", "reversed", "forward"][i]);
         by_warpgroups_and_warps(&cuda, shape, KINDS[3 - i]);
