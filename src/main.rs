@@ -32,7 +32,7 @@ enum Command {
     Devices,
 }
 
-fn run(command: &Command, out: &mut impl Write) -> Result<()> {
+fn run(command: &Command, out: &mut dyn Write) -> Result<()> {
     match command {
         Command::Train(args) => train::run(args, out),
         Command::Eval(args) => eval::run(args, out),

@@ -94,16 +94,16 @@ fn whole(most: u64) -> clap::builder::RangedU64ValueParser<u64> {
 ///
 /// # Errors
 /// `Config`, and whatever the library reports.
-pub fn run(args: &BenchArgs, out: &mut impl Write) -> Result<()> {
+pub fn run(args: &BenchArgs, out: &mut dyn Write) -> Result<()> {
     args.device.visit(Bench { args, out })
 }
 
-struct Bench<'a, W> {
+struct Bench<'a> {
     args: &'a BenchArgs,
-    out: &'a mut W,
+    out: &'a mut dyn Write,
 }
 
-impl<W: Write> Visitor for Bench<'_, W> {
+impl Visitor for Bench<'_> {
     type Output = ();
 
     fn visit<D: Device>(self, device: D) -> Result<()> {
@@ -198,7 +198,7 @@ impl BenchArgs {
     }
 }
 
-fn measure<D: Device>(args: &BenchArgs, device: D, out: &mut impl Write) -> Result<()> {
+fn measure<D: Device>(args: &BenchArgs, device: D, out: &mut dyn Write) -> Result<()> {
     let job = Job {
         device: args.choice(),
         architecture: args.architecture()?,
@@ -266,7 +266,7 @@ fn one_operation<D: Device>(
     args: &BenchArgs,
     operation: Operation,
     device: &D,
-    out: &mut impl Write,
+    out: &mut dyn Write,
 ) -> Result<()> {
     let case = Case {
         operation,
@@ -289,7 +289,7 @@ fn one_operation<D: Device>(
     print(out, &table::operations(&[row]))
 }
 
-fn answer<D: Device>(args: &BenchArgs, device: D, out: &mut impl Write) -> Result<()> {
+fn answer<D: Device>(args: &BenchArgs, device: D, out: &mut dyn Write) -> Result<()> {
     let mut workload = match &args.batch_file {
         Some(path) => Workload::from_file(device, path)?,
         None => Workload::random(device, &args.architecture()?, args.sizes(), args.meta_depth)?,

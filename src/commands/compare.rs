@@ -132,7 +132,7 @@ fn listed<T: Copy + PartialEq + Send + Sync + 'static>(matches: &ArgMatches, nam
 ///
 /// # Errors
 /// Whatever the library reports; runs that diverge are in the tables and no error.
-pub fn run(args: &CompareArgs, out: &mut impl Write) -> Result<()> {
+pub fn run(args: &CompareArgs, out: &mut dyn Write) -> Result<()> {
     // The method of a recipe is not asked for; a warm-up is checked against each method of the comparison.
     let base = args.config.load_with(|config| config.method = Method::Ce)?;
     let resolved = base.clone().resolve()?;

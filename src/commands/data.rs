@@ -108,7 +108,7 @@ impl DatasetArgs {
 ///
 /// # Errors
 /// Whatever the library reports.
-pub fn run(args: &DataArgs, out: &mut impl Write) -> Result<()> {
+pub fn run(args: &DataArgs, out: &mut dyn Write) -> Result<()> {
     let text = match &args.command {
         DataCommand::Pack(args) => pack(args)?,
         DataCommand::Noise(args) => noise(args)?,

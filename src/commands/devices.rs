@@ -12,7 +12,7 @@ use indicatif::BinaryBytes;
 ///
 /// # Errors
 /// `Io`.
-pub fn run(out: &mut impl Write) -> Result<()> {
+pub fn run(out: &mut dyn Write) -> Result<()> {
     print(out, &describe())
 }
 

@@ -23,7 +23,7 @@ pub struct EvalArgs {
 ///
 /// # Errors
 /// Whatever the library reports.
-pub fn run(args: &EvalArgs, out: &mut impl Write) -> Result<()> {
+pub fn run(args: &EvalArgs, out: &mut dyn Write) -> Result<()> {
     let predictions = args.prediction.predict()?;
     let classes = &predictions.classes;
     let scores = Scores::new(

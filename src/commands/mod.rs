@@ -31,7 +31,7 @@ use crate::weights::{self, Description};
 use crate::{Error, Result};
 
 /// Prints to `out`.
-fn print(out: &mut impl Write, text: &str) -> Result<()> {
+fn print(out: &mut dyn Write, text: &str) -> Result<()> {
     let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
     written.map_err(|e| Error::io("standard output", e))
 }

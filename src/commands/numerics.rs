@@ -115,7 +115,7 @@ fn require_l2b(what: &str, config: &RunConfig) -> Result<()> {
 ///
 /// # Errors
 /// Whatever the library reports.
-pub fn run(args: &NumericsArgs, out: &mut impl Write) -> Result<()> {
+pub fn run(args: &NumericsArgs, out: &mut dyn Write) -> Result<()> {
     let given = args.config.load_with(|_| ())?;
     let target = given.out.clone();
     if let Some(path) = &target {

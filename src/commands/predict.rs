@@ -25,7 +25,7 @@ pub struct PredictArgs {
 ///
 /// # Errors
 /// Whatever the library reports.
-pub fn run(args: &PredictArgs, out: &mut impl Write) -> Result<()> {
+pub fn run(args: &PredictArgs, out: &mut dyn Write) -> Result<()> {
     if let Some(path) = &args.out {
         atomic::require_free(
             "--out",

@@ -32,7 +32,7 @@ pub struct TrainArgs {
 ///
 /// # Errors
 /// Whatever the library reports.
-pub fn run(args: &TrainArgs, out: &mut impl Write) -> Result<()> {
+pub fn run(args: &TrainArgs, out: &mut dyn Write) -> Result<()> {
     match &args.resume {
         None => {
             let mut config = args.config.load()?;
@@ -80,7 +80,7 @@ fn elsewhere(error: Error, device: DeviceChoice, folder: &Path) -> Error {
     }
 }
 
-fn start(mut config: RunConfig, folder: Option<RunWriter>, out: &mut impl Write) -> Result<()> {
+fn start(mut config: RunConfig, folder: Option<RunWriter>, out: &mut dyn Write) -> Result<()> {
     let task = prepare(&mut config)?;
     let (device, precision, threads) = (config.device, config.precision(), config.threads);
     with_device(
@@ -97,15 +97,15 @@ fn start(mut config: RunConfig, folder: Option<RunWriter>, out: &mut impl Write)
 }
 
 /// A run on a device yet to be chosen.
-struct Run<'a, W> {
+struct Run<'a> {
     config: RunConfig,
     task: Task,
     /// None: a new one.
     folder: Option<RunWriter>,
-    out: &'a mut W,
+    out: &'a mut dyn Write,
 }
 
-impl<W: Write> Visitor for Run<'_, W> {
+impl Visitor for Run<'_> {
     type Output = ();
 
     fn visit<D: Device>(self, device: D) -> Result<()> {

@@ -1,15 +1,13 @@
-//! The method's properties (METHOD 1.8, P1 to P12; P13 needs a trained network and stands in `tests/train.rs`) on
+//! The method's properties (METHOD 1.8, P1 to P12; P13 needs a trained network and stands in `train.rs`) on
 //! `Cpu<f64>`: the engine against the definition, not against itself.
 
-#[path = "method/budget.rs"]
 mod budget;
-#[path = "method/descent.rs"]
 mod descent;
-#[path = "common/network.rs"]
-mod network;
-#[path = "method/update.rs"]
 mod update;
 
+use crate::network::{
+    Net, along, argmax, cross_entropy, cross_entropy_adjoint, dot, labels, preact, uniform,
+};
 use l2b::device::cpu::Cpu;
 use l2b::device::{Device, LossShape, Normalise, Region, Statistics, StepParams, Targets};
 use l2b::engine::{
@@ -18,7 +16,6 @@ use l2b::engine::{
 use l2b::model::{Init, Model, read, write};
 use l2b::net::{Program, Reuse};
 use l2b::step::Objective;
-use network::{Net, along, argmax, cross_entropy, cross_entropy_adjoint, dot, labels, preact, uniform};
 
 const CLASSES: usize = 4;
 const N: usize = 9;

@@ -1,11 +1,8 @@
 //! `meta-step` on the CPU against the double-backprop reference, and against hostile files.
 
-#[path = "common/fixtures.rs"]
-mod fixtures;
-
 use std::path::Path;
 
-use fixtures::Bound;
+use crate::fixtures::{self, Bound};
 use l2b::Error;
 use l2b::device::cpu::Cpu;
 use l2b::engine::InnerProduct;

@@ -2,14 +2,11 @@
 //! adjoint identity ⟨Jv, u⟩ = ⟨v, Jᵀu⟩, the contraction against both, and memory shared by lifetime against memory of
 //! one's own.
 
-#[path = "common/network.rs"]
-mod network;
-
+use crate::network::{Net, along, dot, finish, post_activation, preact, restricted, uniform};
 use l2b::device::cpu::Cpu;
 use l2b::device::{Device, Statistics};
 use l2b::model::read;
 use l2b::net::{Program, Reach, Reuse};
-use network::{Net, along, dot, finish, post_activation, preact, restricted, uniform};
 
 const BATCH_STATISTICS: Statistics = Statistics::Batch { update: false };
 

@@ -1,14 +1,12 @@
 //! Runs in memory: what the weights of a trained network look like, and what a run on clean images leaves alone.
 
-mod common;
-
 use l2b::config::{Method, RunConfig};
 use l2b::device::cpu::Cpu;
 use l2b::run_folder::prepare;
 use l2b::tensor_file::TensorFile;
 use l2b::train::Trainer;
 
-use common::run;
+use crate::common::run;
 
 fn train(config: RunConfig) -> Trainer<Cpu<f32>> {
     let mut config = config.resolve().unwrap();

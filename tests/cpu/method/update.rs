@@ -15,7 +15,7 @@ fn running_statistics_follow_the_train_batch_once() {
     net.forward(&train.images);
     let pass = net.pass();
     let stem = net.model.program.norms[0].of;
-    let values = network::read_act(&net.device, net.plan.values[stem].of(pass.arena)).unwrap();
+    let values = crate::network::read_act(&net.device, net.plan.values[stem].of(pass.arena)).unwrap();
     let channels = net.model.program.values[stem].channels;
     let count = values.len() / channels;
     for c in 0..channels {

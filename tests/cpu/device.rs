@@ -1,14 +1,12 @@
 //! The CPU device: every operation against the oracle, and the same bits whatever the number of threads.
 
-mod common;
-#[path = "cpu_device/rounding.rs"]
 mod rounding;
 
-use common::alone::every_operation_runs_alone;
-use common::loss::watching;
-use common::ops::{self, KINDS, Setup};
-use common::transfer;
-use common::{Arranged, Random, fetch, fetch_raw, raw, reading, room, writing};
+use crate::common::alone::every_operation_runs_alone;
+use crate::common::loss::watching;
+use crate::common::ops::{self, KINDS, Setup};
+use crate::common::transfer;
+use crate::common::{Arranged, Random, fetch, fetch_raw, raw, reading, room, writing};
 use l2b::device::cpu::{Cpu, Rounding};
 use l2b::device::{
     AugmentShape, Conv, ConvShape, Device, Epilogue, Geometry, LossShape, PoolShape, Region, Rows, Source,
