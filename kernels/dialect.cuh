@@ -309,7 +309,7 @@ template <int ROW = 128>
 __device__ __forceinline__ uint64_t wgmma_operand(const void* p, uint32_t stride, uint32_t leading = 16) {
   static_assert(ROW == 64 || ROW == 128, "the swizzle");
   constexpr uint64_t swizzle = uint64_t{ROW == 128 ? 1 : 2} << 62;
-  return swizzle | uint64_t{stride >> 4} << 32 | uint64_t{leading >> 4} << 16 | (smem_address(p) >> 4);
+  return swizzle | uint64_t{stride >> 4} << 32 | uint64_t{leading >> 4} << 16 | (smem_address(p) >> 4 & 0x3fff);
 }
 
 // ---- whole-block reductions: same source on both sides. All threads of a one-dimensional block (a multiple of 32) call

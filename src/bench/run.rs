@@ -145,8 +145,11 @@ fn whole<D: Device>(
     if job.parts.contains(&Part::Memory) {
         record.memory = planned_memory(&device, &job.architecture.program()?, job.sizes)?;
     }
+    // What the ceilings took is given back when their work has ended.
+    device.synchronize()?;
     let free = device.free_bytes();
     let mut workload = Workload::random(device, &job.architecture, job.sizes, job.meta_depth)?;
+    workload.engine.device.synchronize()?;
     // On a CPU, other programs come and go.
     let seen = free
         .zip(workload.engine.device.free_bytes())

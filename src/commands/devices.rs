@@ -50,7 +50,10 @@ pub fn describe() -> String {
                 let memory = BinaryBytes(gpu.memory as u64);
                 line(
                     &format!("cuda:{}", gpu.ordinal),
-                    format!("{}, {major}.{minor}, {memory}", gpu.name),
+                    format!(
+                        "{}, {major}.{minor}, {} multiprocessors, {memory}",
+                        gpu.name, gpu.multiprocessors
+                    ),
                 );
             }
         }

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use cudarc::driver::{CudaGraph, CudaSlice, CudaStream, sys};
+use cudarc::driver::{CudaGraph, CudaModule, CudaSlice, CudaStream, sys};
 
 use super::driver::device_error;
 use crate::{Error, Result};
@@ -24,10 +24,11 @@ impl Blocks {
     }
 }
 
-/// Recorded operations and the memory that they work on.
+/// Recorded operations, their kernels and the memory that they work on.
 pub struct Recording {
     graph: CudaGraph,
-    /// Dropped after the graph.
+    /// Dropped after the graph, as the next.
+    _module: Arc<CudaModule>,
     _blocks: Vec<Arc<CudaSlice<u8>>>,
 }
 
@@ -37,6 +38,7 @@ unsafe impl Send for Recording {}
 impl Recording {
     pub(super) fn new(
         stream: &Arc<CudaStream>,
+        module: &Arc<CudaModule>,
         blocks: &Blocks,
         work: impl FnOnce() -> Result<()>,
     ) -> Result<Self> {
@@ -54,6 +56,7 @@ impl Recording {
             graph: graph
                 .map_err(|error| device_error("graph capture", error))?
                 .ok_or_else(empty)?,
+            _module: module.clone(),
             _blocks: blocks,
         })
     }

@@ -160,7 +160,7 @@ impl Sm90Kernels {
     pub fn load(
         module: &Arc<CudaModule>,
         capability: (i32, i32),
-        multiprocessors: i32,
+        multiprocessors: u32,
     ) -> Result<Option<Self>> {
         let [weight, small, large, peak] = Self::NAMES;
         if capability != (9, 0) || module.load_function(small).is_err() {
@@ -170,7 +170,7 @@ impl Sm90Kernels {
             conv_weight_wgmma: Kernel::load(module, weight)?,
             conv_wgmma: [Kernel::load(module, small)?, Kernel::load(module, large)?],
             peak: Kernel::load(module, peak)?,
-            multiprocessors: multiprocessors.unsigned_abs(),
+            multiprocessors,
         }))
     }
 }

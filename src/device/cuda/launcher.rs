@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use cudarc::driver::sys::{CUdevice_attribute, CUresult};
-use cudarc::driver::{CudaContext, CudaSlice, CudaStream, result};
+use cudarc::driver::sys::CUresult;
+use cudarc::driver::{CudaContext, CudaModule, CudaSlice, CudaStream, result};
 use cudarc::nvrtc::Ptx;
 
 use super::driver::{self, device_error};
@@ -30,6 +30,7 @@ pub struct Launcher {
     /// Uploads beside the kernels.
     transfers: Arc<CudaStream>,
     blocks: Blocks,
+    module: Arc<CudaModule>,
     pub(super) kernels: Kernels,
     /// Where the GPU has them.
     pub(super) sm90: Option<Sm90Kernels>,
@@ -85,9 +86,7 @@ impl Launcher {
             .map_err(|error| device_error(format!("loading the kernels on {what}"), error))?;
         let kernels = Kernels::load(&module)?;
         tile::allow_shared(&kernels)?;
-        let count = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
-        let multiprocessors = context.attribute(count).map_err(fail)?;
-        let sm90 = Sm90Kernels::load(&module, capability, multiprocessors)?;
+        let sm90 = Sm90Kernels::load(&module, capability, list::multiprocessors(device)?)?;
         sm90.as_ref().map_or(Ok(()), wgmma::allow_shared)?;
         sm90.as_ref().map_or(Ok(()), weight_wgmma::allow_shared)?;
         Ok(Launcher {
@@ -103,6 +102,7 @@ impl Launcher {
             stream,
             transfers,
             blocks: Blocks::default(),
+            module,
         })
     }
 
@@ -194,7 +194,7 @@ impl Launcher {
     }
 
     pub fn record(&self, work: impl FnOnce() -> Result<()>) -> Result<Recording> {
-        Recording::new(&self.stream, &self.blocks, work)
+        Recording::new(&self.stream, &self.module, &self.blocks, work)
     }
 
     pub fn outgoing(&self, bytes: usize) -> Result<Outgoing> {
@@ -209,6 +209,14 @@ impl Launcher {
         self.context
             .bind_to_thread()
             .map_err(|error| device_error(self.name.as_str(), error))
+    }
+}
+
+impl Drop for Launcher {
+    /// Nothing says that a driver keeps kernels which still run when their module is unloaded.
+    fn drop(&mut self) {
+        // What went wrong on the device has been reported, or nobody asked.
+        let _ = self.stream.synchronize();
     }
 }
 

@@ -13,6 +13,7 @@ pub struct Gpu {
     pub name: String,
     /// Compute capability, major and minor.
     pub capability: (i32, i32),
+    pub multiprocessors: u32,
     /// Bytes of device memory.
     pub memory: usize,
 }
@@ -52,18 +53,28 @@ pub(super) fn driver_version() -> Result<(i32, i32)> {
     Ok((version / 1000, version % 1000 / 10))
 }
 
-/// Compute capability of a GPU, without making a context on it.
+/// An attribute of a GPU, without making a context on it.
+fn attribute(device: sys::CUdevice, attribute: sys::CUdevice_attribute) -> Result<i32> {
+    // SAFETY: the device comes from the driver.
+    unsafe { result::device::get_attribute(device, attribute) }.map_err(|error| device_error("GPU", error))
+}
+
+/// Compute capability of a GPU.
 pub(super) fn capability(device: sys::CUdevice) -> Result<(i32, i32)> {
     use sys::CUdevice_attribute::{
         CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR as MAJOR,
         CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR as MINOR,
     };
-    let get = |attribute| {
-        // SAFETY: the device comes from the driver.
-        unsafe { result::device::get_attribute(device, attribute) }
-            .map_err(|error| device_error("GPU", error))
-    };
-    Ok((get(MAJOR)?, get(MINOR)?))
+    Ok((attribute(device, MAJOR)?, attribute(device, MINOR)?))
+}
+
+/// Its multiprocessors.
+pub(super) fn multiprocessors(device: sys::CUdevice) -> Result<u32> {
+    let count = attribute(
+        device,
+        sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT,
+    )?;
+    Ok(count as u32)
 }
 
 /// Looks for the driver and its GPUs. None of either is no error.
@@ -88,6 +99,7 @@ pub fn devices() -> Result<Listing> {
             ordinal: ordinal as usize,
             name: result::device::get_name(device).map_err(fail)?,
             capability: capability(device)?,
+            multiprocessors: multiprocessors(device)?,
             // SAFETY: the device comes from the driver.
             memory: unsafe { result::device::total_mem(device) }.map_err(fail)?,
         });

@@ -361,6 +361,21 @@ mod tests {
             assert_eq!(slabs(512, edge, (channels, channels)), (width, width), "{edge}");
             assert_eq!(slabs(16, edge, (channels, channels)), (None, None), "{edge}");
         }
+        // Of tests/gpu/sm90.rs.
+        for (n, edge, channels) in [
+            (16, 32, 128),
+            (64, 32, 64),
+            (64, 32, 128),
+            (128, 16, 128),
+            (512, 8, 128),
+        ] {
+            let width = Some(edge);
+            assert_eq!(
+                slabs(n, edge, (channels, channels)),
+                (width, width),
+                "{n}, {edge}"
+            );
+        }
         // Waves: 1 of 64 tiles against 1 of 128 large blocks; 1 of 48 tiles against 1 of 192 small blocks.
         assert_eq!(slabs(256, 4, (512, 512)), (Some(4), Some(4)));
         assert_eq!(slabs(192, 4, (512, 512)), (None, None));
