@@ -101,6 +101,15 @@ pub struct Expected<'a> {
 /// Names of the four kinds of source: bit 0 affine, bit 1 ReLU.
 pub const KINDS: [usize; 4] = [0, 1, 2, 3];
 
+/// Images and windows of pooling (h, w, r, s), some with a rest.
+pub const POOLS: [(i32, i32, i32, i32); 5] = [
+    (1, 1, 1, 1),
+    (5, 7, 5, 7),
+    (5, 7, 2, 3),
+    (8, 8, 8, 8),
+    (4, 4, 2, 2),
+];
+
 pub fn rows(rows: usize, channels: i32) -> Rows {
     Rows {
         rows: rows as i32,

@@ -4,7 +4,7 @@ mod rounding;
 
 use crate::common::alone::every_operation_runs_alone;
 use crate::common::loss::watching;
-use crate::common::ops::{self, KINDS, Setup};
+use crate::common::ops::{self, KINDS, POOLS, Setup, rows};
 use crate::common::transfer;
 use crate::common::{Arranged, Random, fetch, fetch_raw, raw, reading, room, writing};
 use l2b::device::cpu::{Cpu, Rounding};
@@ -110,15 +110,8 @@ fn sources_and_joins() {
 
 #[test]
 fn pooling() {
-    let sizes = [
-        (1, 1, 1, 1),
-        (5, 7, 5, 7),
-        (5, 7, 2, 3),
-        (8, 8, 8, 8),
-        (4, 4, 2, 2),
-    ];
     both!(setup => for n in [1, 5, 33] {
-        for (i, (h, w, r, s)) in sizes.into_iter().enumerate() {
+        for (i, (h, w, r, s)) in POOLS.into_iter().enumerate() {
             for c in [1, 3, 7, 260] {
                 setup.pool(PoolShape { n, h, w, c, r, s }, KINDS[(i + n as usize) % 4]);
             }
@@ -213,14 +206,7 @@ fn bits(device: &Cpu<f32>, shape: ConvShape) -> Vec<Vec<u32>> {
     let [w, tw] = [(); 2].map(|()| Arranged::new(device, &shape, prepared, lend(shape.w_len())));
     let (affine, slope) = (lend(3 * shape.c as usize), lend(2 * shape.c as usize));
     let dy = lend(shape.y_len());
-    let y_rows = Rows {
-        rows: shape.y_rows() as i32,
-        channels: shape.k,
-    };
-    let x_rows = Rows {
-        rows: shape.x_rows() as i32,
-        channels: shape.c,
-    };
+    let (x_rows, y_rows) = (rows(shape.x_rows(), shape.c), rows(shape.y_rows(), shape.k));
     let partials = room(device, device.partials_bytes(y_rows));
     let source = Source {
         x: x.mem(),

@@ -97,13 +97,17 @@ fn engine_in(reuse: Reuse, options: EngineOptions, train: &Data, val: &Data) -> 
         |e| &e.model.momentum,
         &momentum(reference.params().len()),
     );
+    feed(&mut engine, train, val);
+    engine
+}
+
+fn feed(engine: &mut Engine<Cpu<f64>>, train: &Data, val: &Data) {
     engine
         .feed(Slot::Train, Images::Values(&train.images), &train.labels)
         .unwrap();
     engine
         .feed(Slot::Meta, Images::Values(&val.images), &val.labels)
         .unwrap();
-    engine
 }
 
 fn momentum(len: usize) -> Vec<f64> {
@@ -222,6 +226,40 @@ fn p1_two_labels_are_one_soft_target() {
 }
 
 /// P2: raw weights against central differences of the virtual step itself, with every weight bumped in turn: the
+/// θ − λ(μ·buf + wd·θ): where momentum and decay alone take θ.
+fn drifted(theta: &[f64], params: &StepParams) -> Vec<f64> {
+    let drift: Vec<f64> = momentum(theta.len()).iter().map(|b| params.mu * b).collect();
+    let drift = along(&drift, params.weight_decay, theta);
+    along(theta, -params.lambda, &drift)
+}
+
+/// −η times the derivatives at 0 of the meta loss at θ̂(ε) = `at_zero` − λ Σ ε_i ∇ℓ_i, by central differences. `restrict` keeps of a
+/// gradient what the virtual step moves.
+fn differences(
+    params: &StepParams,
+    at_zero: &[f64],
+    (train, targets): (&Data, &[i32]),
+    val: &Data,
+    restrict: impl Fn(Vec<f64>) -> Vec<f64>,
+) -> Vec<f64> {
+    let (on_train, on_val) = (net(N), net(M));
+    let derivative = |i: usize| {
+        let mut weights = [0.0; N];
+        weights[i] = 1.0;
+        let logits = on_train.forward(&train.images);
+        let gradient = on_train.backward(&cross_entropy_adjoint(&logits, targets, &weights, CLASSES));
+        let gradient = restrict(gradient);
+        let h = 1e-5;
+        let meta_loss = |epsilon: f64| {
+            on_val.set_params(&along(at_zero, -params.lambda * epsilon, &gradient));
+            let loss = cross_entropy(&on_val.forward(&val.images), &val.labels, CLASSES);
+            loss.iter().sum::<f64>() / M as f64
+        };
+        -params.eta * (meta_loss(h) - meta_loss(-h)) / (2.0 * h)
+    };
+    (0..N).map(derivative).collect()
+}
+
 /// meta loss at θ̂(ε) = θ − λ(μ·buf + Σ ε_i ∇ℓ_i + wd·θ).
 #[test]
 fn p2_closed_form_is_the_derivative_of_the_virtual_step() {
@@ -238,38 +276,15 @@ fn p2_closed_form_is_the_derivative_of_the_virtual_step() {
         };
         let outcome = step(options, &params, &train, &val);
 
-        let (on_train, on_val) = (net(N), net(M));
-        let theta = on_train.params();
-        let buf = momentum(theta.len());
+        let theta = net(1).params();
         let at_zero = match virtual_step {
-            VirtualStep::Plain => theta.clone(),
-            VirtualStep::Momentum => {
-                let drift = along(
-                    &buf.iter().map(|b| params.mu * b).collect::<Vec<_>>(),
-                    params.weight_decay,
-                    &theta,
-                );
-                along(&theta, -params.lambda, &drift)
-            }
+            VirtualStep::Plain => theta,
+            VirtualStep::Momentum => drifted(&theta, &params),
         };
-        let logits = on_train.forward(&train.images);
-        let pseudo = argmax(&logits, CLASSES);
+        let pseudo = argmax(&net(N).forward(&train.images), CLASSES);
         assert_eq!(outcome.pseudo_labels, pseudo);
         for (targets, raw) in [(&train.labels, &outcome.alpha_raw), (&pseudo, &outcome.beta_raw)] {
-            let mut want = Vec::new();
-            for i in 0..N {
-                let mut weights = [0.0; N];
-                weights[i] = 1.0;
-                on_train.forward(&train.images);
-                let gradient = on_train.backward(&cross_entropy_adjoint(&logits, targets, &weights, CLASSES));
-                let h = 1e-5;
-                let meta_loss = |epsilon: f64| {
-                    on_val.set_params(&along(&at_zero, -params.lambda * epsilon, &gradient));
-                    let loss = cross_entropy(&on_val.forward(&val.images), &val.labels, CLASSES);
-                    loss.iter().sum::<f64>() / M as f64
-                };
-                want.push(-params.eta * (meta_loss(h) - meta_loss(-h)) / (2.0 * h));
-            }
+            let want = differences(&params, &at_zero, (&train, targets), &val, |gradient| gradient);
             close("raw weight", raw, &want, 1e-7);
         }
     }

@@ -1,7 +1,7 @@
 //! Every operation against the oracle: the very bodies that test the CPU device, over shapes around the kernels' tiles.
 
 use super::common::loss;
-use super::common::ops::{KINDS, Rounding, Setup};
+use super::common::ops::{KINDS, POOLS, Rounding, Setup};
 use super::device::{in_orders, in_orders_as, open, open_as, set_order, thinned};
 use l2b::Result;
 use l2b::device::cuda::Cuda;
@@ -216,15 +216,8 @@ fn sources_and_joins() {
 
 #[test]
 fn pooling() {
-    let sizes = [
-        (1, 1, 1, 1),
-        (5, 7, 5, 7),
-        (5, 7, 2, 3),
-        (8, 8, 8, 8),
-        (4, 4, 2, 2),
-    ];
     in_orders(|cuda| {
-        for (i, (h, w, r, s)) in sizes.into_iter().enumerate() {
+        for (i, (h, w, r, s)) in POOLS.into_iter().enumerate() {
             for (n, c) in [(1, 7), (5, 4)] {
                 Setup::new(cuda).pool(PoolShape { n, h, w, c, r, s }, KINDS[(i + n as usize) % 4]);
             }

@@ -483,7 +483,10 @@ fn devices_are_listed() {
     let listing = devices().expect("listing");
     let gpu = &listing.gpus[0];
     assert!(
-        listing.driver >= Some((13, 0)) && gpu.capability >= (8, 0) && gpu.memory > 1 << 30,
+        listing.driver >= Some((13, 0))
+            && gpu.capability >= (8, 0)
+            && gpu.multiprocessors > 0
+            && gpu.memory > 1 << 30,
         "{listing:?}"
     );
     let name = if emulated() {

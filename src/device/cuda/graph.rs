@@ -27,7 +27,7 @@ impl Blocks {
 /// Recorded operations, their kernels and the memory that they work on.
 pub struct Recording {
     graph: CudaGraph,
-    /// Dropped after the graph, as the next.
+    // Both dropped after the graph.
     _module: Arc<CudaModule>,
     _blocks: Vec<Arc<CudaSlice<u8>>>,
 }

@@ -340,8 +340,8 @@ mod tests {
         pad: 1,
     };
 
-    /// Forward's and backward-input's slabs of `channels` channels and square images on an H100.
-    fn slabs(n: i32, edge: i32, channels: (i32, i32)) -> (Option<i32>, Option<i32>) {
+    /// That of `n` square images of `channels` channels on an H100.
+    fn plan(n: i32, edge: i32, channels: (i32, i32)) -> (ConvShape, Plan) {
         let shape = ConvShape {
             n,
             h: edge,
@@ -350,7 +350,13 @@ mod tests {
             k: channels.1,
             ..SHAPE
         };
-        let plan = Plan::new(&shape, Operands::Bf16, Some(132)).expect("a plan");
+        let plan = Plan::new(&shape, Operands::Bf16, Some(132));
+        (shape, plan.expect("a plan"))
+    }
+
+    /// Forward's and backward-input's slabs.
+    fn slabs(n: i32, edge: i32, channels: (i32, i32)) -> (Option<i32>, Option<i32>) {
+        let (_, plan) = plan(n, edge, channels);
         (plan.forward_slabs, plan.backward_slabs)
     }
 
@@ -393,14 +399,7 @@ mod tests {
             (4, 512, 2),
             (2, 512, 0),
         ] {
-            let shape = ConvShape {
-                h: edge,
-                w: edge,
-                c: channels,
-                k: channels,
-                ..SHAPE
-            };
-            let plan = Plan::new(&shape, Operands::Bf16, Some(132)).expect("a plan");
+            let (shape, plan) = plan(512, edge, (channels, channels));
             assert_eq!(plan.weight_slabs, (edge >= 4).then_some(edge));
             if edge >= 4 {
                 assert_eq!(

@@ -74,31 +74,13 @@ fn weights_are_the_derivative_of_the_restricted_virtual_step() {
     let (train, val) = (Data::train(), Data::val());
     for depth in DEPTHS {
         let outcome = step(at(depth), &PARAMS, &train, &val);
-        let (on_train, on_val) = (net(N), net(M));
-        let theta = on_train.params();
-        let drift: Vec<f64> = momentum(theta.len()).iter().map(|b| PARAMS.mu * b).collect();
-        let drift = along(&drift, PARAMS.weight_decay, &theta);
-        let at_zero = along(&theta, -PARAMS.lambda, &drift);
-        let logits = on_train.forward(&train.images);
+        let at_zero = drifted(&net(1).params(), &PARAMS);
         for (targets, raw) in [
             (&train.labels, &outcome.alpha_raw),
             (&outcome.pseudo_labels, &outcome.beta_raw),
         ] {
-            let mut want = Vec::new();
-            for i in 0..N {
-                let mut weights = [0.0; N];
-                weights[i] = 1.0;
-                on_train.forward(&train.images);
-                let gradient = on_train.backward(&cross_entropy_adjoint(&logits, targets, &weights, CLASSES));
-                let gradient = restricted(&program(), start(depth), &gradient);
-                let h = 1e-5;
-                let meta_loss = |epsilon: f64| {
-                    on_val.set_params(&along(&at_zero, -PARAMS.lambda * epsilon, &gradient));
-                    let loss = cross_entropy(&on_val.forward(&val.images), &val.labels, CLASSES);
-                    loss.iter().sum::<f64>() / M as f64
-                };
-                want.push(-PARAMS.eta * (meta_loss(h) - meta_loss(-h)) / (2.0 * h));
-            }
+            let covered = |gradient: Vec<f64>| restricted(&program(), start(depth), &gradient);
+            let want = differences(&PARAMS, &at_zero, (&train, targets), &val, covered);
             close(&format!("raw weight, depth {depth}"), raw, &want, 1e-7);
         }
     }

@@ -63,12 +63,7 @@ fn p8_descent_under_the_corrected_bound() {
     };
     let model = Model::new(&cpu(), program, Init::Uniform, 3).unwrap();
     let mut engine = Engine::new(cpu(), model, options, &[n, m], Reuse::ByLifetime).unwrap();
-    engine
-        .feed(Slot::Train, Images::Values(&train.images), &train.labels)
-        .unwrap();
-    engine
-        .feed(Slot::Meta, Images::Values(&val.images), &val.labels)
-        .unwrap();
+    feed(&mut engine, &train, &val);
     // With the bias as one more input: |∇ℓ| ≤ √2·|x|, and the Hessian of the mean loss is at most ½ mean |x|².
     let square = |x: &[f64]| 1.0 + dot(x, x);
     let lip = 0.5 * val.images.chunks(6).map(square).sum::<f64>() / m as f64;
