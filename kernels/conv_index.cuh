@@ -93,7 +93,6 @@ __device__ __forceinline__ void finish_product(T* y, float* product, const float
                                                int tile, int rows, int column0, int channels, Number number,
                                                int thread = threadIdx.x) {
   static_assert(Tile::BM == TILE_ROWS, "one partial per tile");
-  const WholeBlock team = {thread};
   const auto place = [&](int row, int column) { return product + row * Tile::LDC + column; };
   if (VECTOR || epilogue.wide) {
     finish_tile<T, RUN, Tile::BN, Tile::THREADS, 4>(
@@ -105,7 +104,7 @@ __device__ __forceinline__ void finish_product(T* y, float* product, const float
           }
           return v;
         },
-        number, place, team);
+        number, place, thread);
   } else {
     finish_tile<T, 1, Tile::BN, Tile::THREADS, 4>(
         y, epilogue, tile, min(rows, TILE_ROWS), column0, channels,
@@ -113,7 +112,7 @@ __device__ __forceinline__ void finish_product(T* y, float* product, const float
           const float shift = bias != nullptr ? bias[column0 + column] : 0.0f;
           return Pack<1>{{*place(row, column) + shift}};
         },
-        number, place, team);
+        number, place, thread);
   }
 }
 

@@ -155,15 +155,16 @@ __device__ __forceinline__ T warp_max(T v) {
 // wait that never ends.
 __device__ __forceinline__ void spin_pause() { __nanosleep(20); }
 
-// ---- sm_90a only, for kernels in files named *_sm90.cu: named barriers, barriers in shared memory, bulk copies of
-// boxes of tensors, matrix products of warpgroups (128 threads, the first a multiple of 128 of the block)
+// ---- sm_90a only, for kernels in files named *_sm90.cu: barriers in shared memory, bulk copies of boxes of tensors, matrix
+// products of warpgroups (128 threads, the first a multiple of 128 of the block)
 
-// Dynamic shared memory that begins at a multiple of 1024 bytes, as the 128-byte swizzle wants (the 64-byte one: 512).
+// Dynamic shared memory that begins at a multiple of 1024 bytes, as the 128-byte swizzle wants.
 #define DYN_SMEM_SWIZZLED(name) extern __shared__ __align__(1024) unsigned char name[]
 
-// Meets `threads` threads of the block, a multiple of 32, at barrier 1..15.
-__device__ __forceinline__ void named_barrier(int id, int threads) {
-  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+// Four 8x8 matrices of 16-bit elements, held as ldmatrix_x4_trans hands them out, back to their rows.
+__device__ __forceinline__ void stmatrix_x4_trans(void* row, const uint32_t (&r)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared::cta.b16 [%0], {%1,%2,%3,%4};"
+               ::"r"(smem_address(row)), "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3]) : "memory");
 }
 
 // A whole warpgroup changes the registers of its threads to N, down or up.
@@ -257,15 +258,6 @@ __device__ __forceinline__ void wgmma_wait(float (&d)[M][R]) {
 // thread t holds row 16·(t / 32) + t % 32 / 4 + 8·(i / 2 % 2), column 8·(i / 4) + 2·(t % 4) + i % 2. Called by the whole
 // warpgroup. a lies as [row][depth]; b as [column][depth], or TRANSPOSED_B as [depth][column].
 template <bool TRANSPOSED_B>
-__device__ __forceinline__ void wgmma_bf16(float (&d)[32], uint64_t a, uint64_t b, bool accumulate) {
-  asm volatile("{.reg .pred add; setp.ne.b32 add, %34, 0; wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
-               "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-               "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
-               "%32, %33, add, 1, 1, 0, %35;}"
-               : IN_OUT_32(d, 0)
-               : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)), "n"(TRANSPOSED_B ? 1 : 0));
-}
-template <bool TRANSPOSED_B>
 __device__ __forceinline__ void wgmma_bf16(float (&d)[64], uint64_t a, uint64_t b, bool accumulate) {
   asm volatile("{.reg .pred add; setp.ne.b32 add, %66, 0; wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
                "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
@@ -302,13 +294,17 @@ __device__ __forceinline__ void wgmma_wait(uint32_t (&a)[4]) {
 
 #endif  // __CUDACC__
 
-// Operand of wgmma under the swizzle of 64 or 128 bytes, from the byte of shared memory where it begins. [row][depth]: rows
-// of ROW bytes, 8 close together, the next 8 rows `stride` bytes on; depth is passed by in steps of 32 bytes. [depth][column]:
-// 64 columns in 128 bytes, 8 depths in a kilobyte, the next 8 `stride` bytes on, the next 64 columns `leading` bytes on.
+// Operand of wgmma, from the byte of shared memory where it begins.
+//   [row][depth], ROW 128      rows of 128 bytes under their swizzle, 8 close together, the next 8 `stride` bytes on; depth is
+//                              passed by in steps of 32 bytes
+//   [row][depth], ROW 16       rows of 16 bytes, 8 close together, the next 8 `stride` bytes on; their next 8 numbers of depth
+//                              `leading` bytes on. It may begin at any row
+//   [depth][column], ROW 128   64 columns in 128 bytes under their swizzle, 8 depths close together, the next 8 `stride` bytes
+//                              on, the next 64 columns `leading` bytes on
 template <int ROW = 128>
 __device__ __forceinline__ uint64_t wgmma_operand(const void* p, uint32_t stride, uint32_t leading = 16) {
-  static_assert(ROW == 64 || ROW == 128, "the swizzle");
-  constexpr uint64_t swizzle = uint64_t{ROW == 128 ? 1 : 2} << 62;
+  static_assert(ROW == 16 || ROW == 128, "the swizzle");
+  constexpr uint64_t swizzle = uint64_t{ROW == 128 ? 1 : 0} << 62;
   return swizzle | uint64_t{stride >> 4} << 32 | uint64_t{leading >> 4} << 16 | (smem_address(p) >> 4 & 0x3fff);
 }
 

@@ -37,13 +37,6 @@ struct Epilogue {
 static_assert(sizeof(Sums<float>) == 32, "twin of KernelSums");
 static_assert(sizeof(Epilogue<float>) == 72, "twin of KernelEpilogue");
 
-// The threads that finish a tile together: a whole block, unless a kernel's roles differ.
-struct WholeBlock {
-  int thread_;
-  __device__ __forceinline__ int thread() const { return thread_; }
-  __device__ __forceinline__ void meet() const { __syncthreads(); }
-};
-
 // Rows of a tile of `rows` that fall to one of `lanes` interleaved lanes.
 __device__ __forceinline__ int lane_rows(int rows, int lane, int lanes) {
   return rows == TILE_ROWS ? TILE_ROWS / lanes : (rows + lanes - 1 - lane) / lanes;
@@ -108,23 +101,23 @@ __device__ __forceinline__ float neighbour_sum(float v) {
   return v;
 }
 
-// Merges the lanes of a team into the tile's partial, in a fixed order: LANES / W neighbouring threads take W lanes of a
+// Merges the lanes of a block into the tile's partial, in a fixed order: LANES / W neighbouring threads take W lanes of a
 // column each, then sum what they have. Moments are again taken about a shift: the mean of lane 0, within LANES times of
 // those about the mean of all. All threads call it.
 //   parts(row, column)  shared memory, 2·LANES rows of COLUMNS floats; of its columns, rows lane and LANES + lane are a
 //                       thread's own until it comes here
-template <class T, int W, int COLUMNS, int LANES, class Parts, class Team>
+template <class T, int W, int COLUMNS, int LANES, class Parts>
 __device__ __forceinline__ void write_sums(float* partials, LaneSums<T, W>& sums, int kind, int tile, int rows,
-                                           int column0, int channels, Parts parts, const Team& team) {
+                                           int column0, int channels, Parts parts, int thread) {
   constexpr int RUNS = COLUMNS / W, GROUP = LANES / W;
   static_assert(GROUP * W == LANES && 32 % GROUP == 0, "a column's threads are in one warp");
   if (kind == SUMS_NONE) return;  // the same for all threads
-  const int lane = team.thread() / RUNS, run = team.thread() % RUNS * W;
+  const int lane = thread / RUNS, run = thread % RUNS * W;
   if (kind == SUMS_MOMENTS) sums.to_moments(lane_share(rows, lane, LANES));
   store_pack<W>(parts(lane, run), sums.first);
   store_pack<W>(parts(LANES + lane, run), sums.second);
-  team.meet();
-  const int member = team.thread() % GROUP, column = team.thread() / GROUP;
+  __syncthreads();
+  const int member = thread % GROUP, column = thread / GROUP;
   float first = 0.0f, second = 0.0f;
   const float shift = kind == SUMS_MOMENTS ? *parts(0, column) : 0.0f;
   UNROLL for (int i = 0; i < W; i++) {
@@ -146,6 +139,27 @@ __device__ __forceinline__ void write_sums(float* partials, LaneSums<T, W>& sums
   }
   if (member == 0 && column0 + column < channels) {
     float* out = partials + Offset(tile) * 2 * channels + column0 + column;
+    out[0] = first, out[channels] = second;
+  }
+}
+
+// The partial of one channel of a whole tile, where N neighbouring lanes of a warp hold the sums of as many rows each, in a
+// fixed order. All lanes of the warp call it.
+template <int N, class T>
+__device__ __forceinline__ void write_neighbours(const Sums<T>& wanted, LaneSums<T, 1>& sums, int tile, int channels, int c) {
+  constexpr int ROWS = TILE_ROWS / N;
+  if (wanted.kind == SUMS_NONE) return;  // the same for all threads
+  float first, second;
+  if (wanted.kind == SUMS_MOMENTS) {
+    sums.to_moments(1.0f / ROWS);
+    const float mean = neighbour_sum<N>(sums.first.v[0]) * (1.0f / N), delta = sums.first.v[0] - mean;
+    first = mean;
+    second = neighbour_sum<N>(__fmaf_rn(delta * ROWS, delta, sums.second.v[0]));
+  } else {
+    first = neighbour_sum<N>(sums.first.v[0]), second = neighbour_sum<N>(sums.second.v[0]);
+  }
+  if (threadIdx.x % N == 0) {
+    float* out = wanted.partials + Offset(tile) * 2 * channels + c;
     out[0] = first, out[channels] = second;
   }
 }
@@ -213,10 +227,10 @@ struct RowBatch {
 template <class T, int W, int COLUMNS, int THREADS, int BATCH, class Value, class Number, class Parts>
 __device__ __forceinline__ void finish_tile(T* y, const Epilogue<T>& epilogue, int tile, int rows, int column0,
                                             int channels, Value value, Number number, Parts parts,
-                                            const WholeBlock& team) {
+                                            int thread) {
   constexpr int RUNS = COLUMNS / W, LANES = THREADS / RUNS;
   static_assert(RUNS * LANES == THREADS, "every thread has a run");
-  const int column = team.thread() % RUNS * W, lane = team.thread() / RUNS, c = column0 + column;
+  const int column = thread % RUNS * W, lane = thread / RUNS, c = column0 + column;
   LaneSums<T, W> sums;
   if (c < channels) {
     NO_UNROLL for (int first = lane; first < rows; first += LANES * BATCH) {
@@ -230,7 +244,7 @@ __device__ __forceinline__ void finish_tile(T* y, const Epilogue<T>& epilogue, i
     }
   }
   write_sums<T, W, COLUMNS, LANES>(epilogue.sums.partials, sums, epilogue.sums.kind, tile, rows, column0, channels, parts,
-                                  team);
+                                  thread);
 }
 
 // The same for a tensor [rows][channels] in blocks of 256 threads: TILE_ROWS rows of blockIdx.x, and of blockIdx.y 8·16 bytes
@@ -251,5 +265,5 @@ __device__ __forceinline__ void finish_rows_of(T* y, const Epilogue<T>& epilogue
         return value(row0 + row, Offset(row0 + row) * channels + c, c);
       },
       [&](int row) { return row0 + row; },
-      [&](int row, int column) { return memory + row * PITCH + column; }, {static_cast<int>(threadIdx.x)});
+      [&](int row, int column) { return memory + row * PITCH + column; }, threadIdx.x);
 }

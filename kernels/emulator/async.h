@@ -24,12 +24,6 @@ struct BulkCopy {
   uint64_t* barrier;
 };
 
-struct NamedBarrier {
-  unsigned arrived = 0, threads = 0;
-  uint64_t phase = 0;
-  char edges[2];
-};
-
 // Registers of a warpgroup that products under way add to: until they are waited for, the registers hold NaN and the
 // values are here.
 struct Accumulators {

@@ -67,7 +67,6 @@ void Scheduler::report_deadlock() {
     if (t.state == State::exited) state = "exited";
     else if (t.state == State::at_barrier) state = text("wait at the barrier %s:%u", base_name(t.site.file), t.site.line);
     else if (t.state == State::at_mbarrier) state = describe_mbarrier_wait(t);
-    else if (t.state == State::at_named_barrier) state = text("wait at named barrier %u, %s:%u", t.barrier, base_name(t.site.file), t.site.line);
     else if (t.state == State::in_warpgroup_operation) state = text("wait in the warpgroup operation %s:%u", base_name(t.site.file), t.site.line);
     else state = text("wait in the warp operation %s:%u (mask %08x)", base_name(t.site.file), t.site.line, t.mask);
     groups[state].push_back(t.linear);

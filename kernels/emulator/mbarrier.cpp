@@ -1,4 +1,4 @@
-// Named barriers, barriers in shared memory (mbarrier) and bulk copies: what producers and consumers of sm_90a meet at.
+// Barriers in shared memory (mbarrier) and bulk copies: what producers and consumers of sm_90a meet at.
 #include <algorithm>
 
 #include "sanitizer.h"
@@ -18,7 +18,6 @@ static Scheduler& sm90_scheduler(const char* what, const Site& site) {
 }
 
 uint32_t shared_address(const void* p) { return active_scheduler->shared_address(p); }
-void named_barrier(unsigned id, unsigned threads, Site site) { active_scheduler->named_barrier(id, threads, site); }
 void mbarrier_init(uint64_t* barrier, uint32_t arrivals, Site site) {
   sm90_scheduler("mbarrier", site).mbarrier_init(barrier, arrivals, site);
 }
@@ -55,36 +54,6 @@ uint32_t Scheduler::shared_address(const void* p) {
     fail("%p lies outside of the DYN_SMEM array", p);
   }
   return static_cast<uint32_t>(address - block_.dynamic_shared);
-}
-
-// ---- named barriers
-
-void Scheduler::named_barrier(unsigned id, unsigned threads, Site site) {
-  if (id == 0 || id > 15 || threads == 0 || threads % 32 != 0 || threads > threads_.size()) {
-    fail("named barrier %u of %u threads at %s:%u", id, threads, base_name(site.file), site.line);
-  }
-  NamedBarrier& barrier = named_barriers_[id];
-  if (barrier.arrived == 0) barrier.threads = threads;
-  if (barrier.threads != threads) {
-    fail("named barrier %u: %u threads at %s:%u, others expect %u", id, threads, base_name(site.file), site.line,
-         barrier.threads);
-  }
-  char* edge = &barrier.edges[barrier.phase & 1];
-  sanitizer::release(edge);
-  if (++barrier.arrived < threads) {
-    self().barrier = id;
-    wait(State::at_named_barrier, site);
-  } else {
-    barrier.arrived = 0;
-    barrier.phase++;
-    const auto count = static_cast<unsigned>(threads_.size());
-    for (unsigned i = 0; i < count; i++) {
-      ThreadState& t = threads_[in_order(i, count)];
-      if (t.state == State::at_named_barrier && t.barrier == id) make_ready(t);
-    }
-    pass(2);
-  }
-  sanitizer::acquire(edge);
 }
 
 // ---- barriers in shared memory: their state is kept here, the word in shared memory only marks them

@@ -72,7 +72,6 @@ void cp_async_wait(uint32_t pending);
 
 // Of sm_90a (mbarrier.cpp, wgmma.cpp): see dialect.cuh for what each does.
 uint32_t shared_address(const void* p);
-void named_barrier(unsigned id, unsigned threads, Site site);
 void mbarrier_init(uint64_t* barrier, uint32_t arrivals, Site site);
 void mbarrier_invalidate(uint64_t* barrier, Site site);
 void mbarrier_arrive(uint64_t* barrier, uint32_t expected_bytes, Site site);

@@ -132,7 +132,6 @@ void Scheduler::reset_block() {
   preferred_ = nullptr;
   mbarriers_.clear();
   bulk_copies_.clear();
-  for (NamedBarrier& barrier : named_barriers_) barrier.arrived = 0;
   for (Warpgroup& group : warpgroups_) {
     group.arrived = 0;
     group.accumulators.clear();

@@ -1,7 +1,7 @@
 // Runs the blocks of a launch: one scheduler for each host thread, its CUDA threads as fibers. See runtime.h for the idea.
 //   scheduler.cpp    launch, blocks, the choice of who runs next
 //   collectives.cpp  barrier, warp operations, asynchronous copies, shared memory
-//   mbarrier.cpp     named barriers, mbarriers, bulk copies (sm_90a)
+//   mbarrier.cpp     mbarriers, bulk copies (sm_90a)
 //   wgmma.cpp        matrix products of warpgroups (sm_90a)
 //   diagnostics.cpp  the errors: fail(), deadlock report, faults of the processor, endless launches
 #pragma once
@@ -31,7 +31,6 @@ enum class State : uint8_t {
   ready,
   at_barrier,
   in_warp_operation,
-  at_named_barrier,
   at_mbarrier,
   in_warpgroup_operation,
   exited
@@ -54,7 +53,7 @@ struct ThreadState : Thread {
   unsigned pauses = 0; // spin_pause calls since it last met another thread
   std::vector<PendingCopy> copies;      // not yet executed
   std::vector<uint32_t> copy_groups;    // for every open group, how many of `copies` it and its elders hold
-  unsigned barrier = 0;        // at_named_barrier: its number; at_mbarrier: its place in mbarriers_
+  unsigned barrier = 0;        // at_mbarrier: its place in mbarriers_
   uint32_t parity = 0;         // of the phase waited for
   uint64_t wgmma_groups = 0;   // committed
   bool wgmma_fenced = false;   // since products under way last gave registers back
@@ -92,7 +91,6 @@ class Scheduler {
   void cp_async_commit();
   void cp_async_wait(uint32_t pending);
   uint32_t shared_address(const void* p);
-  void named_barrier(unsigned id, unsigned threads, Site site);
   void mbarrier_init(uint64_t* barrier, uint32_t arrivals, Site site);
   void mbarrier_invalidate(uint64_t* barrier, Site site);
   void mbarrier_arrive(uint64_t* barrier, uint32_t expected_bytes, Site site);
@@ -175,7 +173,6 @@ class Scheduler {
 
   std::vector<MBarrier> mbarriers_;
   std::vector<BulkCopy> bulk_copies_;      // under way, oldest first
-  NamedBarrier named_barriers_[16];
   std::vector<Warpgroup> warpgroups_;
 
   std::vector<SharedArray> shared_;        // of the running block

@@ -34,6 +34,28 @@ inline void ldmatrix(uint32_t* result, const void* row, const Site& site) {
   warp_collective(0xffffffffu, ldmatrix_work<TRANSPOSED>, &operand, site);
 }
 
+struct StmatrixOperand {
+  void* row;
+  const uint32_t* values;
+};
+
+// The inverse of a transposing ldmatrix.
+EMULATOR_HARDWARE inline void stmatrix_trans_work(void** operands) {
+  for (int matrix = 0; matrix < 4; matrix++) {
+    uint16_t elements[8][8];
+    for (int lane = 0; lane < 32; lane++) {
+      const int group = lane >> 2, member = lane & 3;
+      const uint32_t value = static_cast<StmatrixOperand*>(operands[lane])->values[matrix];
+      elements[2 * member][group] = static_cast<uint16_t>(value);
+      elements[2 * member + 1][group] = static_cast<uint16_t>(value >> 16);
+    }
+    for (int row = 0; row < 8; row++) {
+      auto* to = static_cast<uint16_t*>(static_cast<StmatrixOperand*>(operands[8 * matrix + row])->row);
+      for (int column = 0; column < 8; column++) to[column] = elements[row][column];
+    }
+  }
+}
+
 struct MmaOperand {
   float* d;
   const uint32_t *a, *b;
@@ -104,6 +126,12 @@ EMULATOR_HARDWARE void mma_work(void** operands) {
 inline void ldmatrix_x4(uint32_t (&r)[4], const void* row, EMULATOR_SITE) { emulator::ldmatrix<false>(r, row, site); }
 inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row, EMULATOR_SITE) {
   emulator::ldmatrix<true>(r, row, site);
+}
+
+inline void stmatrix_x4_trans(void* row, const uint32_t (&r)[4], EMULATOR_SITE) {
+  emulator::check_aligned(row, 16, "stmatrix row", site);
+  emulator::StmatrixOperand operand{row, r};
+  emulator::warp_collective(0xffffffffu, emulator::stmatrix_trans_work, &operand, site);
 }
 
 template <int MI, int NI>

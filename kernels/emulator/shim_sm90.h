@@ -5,10 +5,6 @@
 
 inline uint32_t smem_address(const void* p) { return emulator::shared_address(p); }
 
-inline void named_barrier(int id, int threads, EMULATOR_SITE) {
-  emulator::named_barrier(static_cast<unsigned>(id), static_cast<unsigned>(threads), site);
-}
-
 template <int N>
 inline void give_registers() { static_assert(N % 8 == 0 && N >= 24 && N <= 256); }
 template <int N>
@@ -50,10 +46,9 @@ inline void wgmma_fence(uint32_t (&)[4]) { emulator::wgmma_fence(); }
 template <int PENDING>
 inline void wgmma_wait(uint32_t (&)[4], EMULATOR_SITE) { emulator::wgmma_wait(PENDING, site); }
 
-template <bool TRANSPOSED_B, int R>
-inline void wgmma_bf16(float (&d)[R], uint64_t a, uint64_t b, bool accumulate, EMULATOR_SITE) {
-  static_assert(R == 32 || R == 64);
-  emulator::wgmma({d, 2 * R, nullptr, a, b, TRANSPOSED_B, accumulate}, site);
+template <bool TRANSPOSED_B>
+inline void wgmma_bf16(float (&d)[64], uint64_t a, uint64_t b, bool accumulate, EMULATOR_SITE) {
+  emulator::wgmma({d, 128, nullptr, a, b, TRANSPOSED_B, accumulate}, site);
 }
 template <bool TRANSPOSED_B>
 inline void wgmma_bf16(float (&d)[32], const uint32_t (&a)[4], uint64_t b, EMULATOR_SITE) {

@@ -1,5 +1,5 @@
-// Matrix products of warpgroups (wgmma): D[64][n] += A[64][16] B[16][n], B and mostly A in shared memory under the 64-byte
-// or 128-byte swizzle, D (and else A) spread over the registers of 128 threads.
+// Matrix products of warpgroups (wgmma): D[64][n] += A[64][16] B[16][n], B and A in shared memory, in rows of 16 bytes or under
+// the 128-byte swizzle, D (or A too) spread over the registers of 128 threads.
 //
 // A product runs some time between its issue and its wait: reversed order takes it at issue, forward order at the wait
 // (of each warp, for its own 16 rows), random order draws for each group. Until then the threads' registers hold NaN, so
@@ -159,14 +159,15 @@ void Scheduler::execute_products(Warpgroup& group, uint64_t before, std::bitset<
 static float bf16_value(uint16_t bits) { return __builtin_bit_cast(float, uint32_t{bits} << 16); }
 
 // A matrix of `rows` rows (of A, or columns of B) and depth 16 as out[depth][rows].
-// Descriptor: start, leading and stride offsets in units of 16 bytes, base offset 0, swizzle mode 1 (128 bytes) or 2 (64).
-//   depth runs along rows of the swizzle:  8 rows close together, the next 8 at `stride`
+// Descriptor: start, leading and stride offsets in units of 16 bytes, base offset 0, swizzle mode 1 (128 bytes) or 0.
+//   depth runs along rows of the swizzle:  8 rows close together, the next 8 at `stride`; without swizzle a row is 8 depths, the
+//                                          next 8 at `leading`
 //   transposed, rows run along 128 bytes:  8 depths a kilobyte, the next 8 at `stride`; the next 64 rows at `leading`
 void Scheduler::load_operand(float* out, unsigned rows, uint64_t descriptor, bool transposed) {
   const auto field = [&](int shift) { return static_cast<uint32_t>(descriptor >> shift & 0x3fff) << 4; };
   const uint32_t start = field(0), leading = field(16), stride = field(32);
-  const uint32_t mode = static_cast<uint32_t>(descriptor >> 62), row_bytes = mode == 2 ? 64 : 128;
-  if ((mode != 1 && (mode != 2 || transposed)) || (descriptor >> 49 & 7) != 0) {
+  const uint32_t mode = static_cast<uint32_t>(descriptor >> 62), row_bytes = mode == 0 ? 16 : 128;
+  if (mode > 1 || (mode == 0 && transposed) || (descriptor >> 49 & 7) != 0) {
     fail("wgmma descriptor %016llx: of no swizzle known here", static_cast<unsigned long long>(descriptor));
   }
   const auto chunk_at = [&](uint32_t plain, uint16_t (&chunk)[8]) {
@@ -181,7 +182,8 @@ void Scheduler::load_operand(float* out, unsigned rows, uint64_t descriptor, boo
   if (!transposed) {
     for (unsigned row = 0; row < rows; row++) {
       for (unsigned k = 0; k < 16; k += 8) {
-        chunk_at(start + row / 8 * stride + row % 8 * row_bytes + k * 2, chunk);
+        const uint32_t depth = mode == 0 ? k / 8 * leading : k * 2;
+        chunk_at(start + row / 8 * stride + row % 8 * row_bytes + depth, chunk);
         for (unsigned i = 0; i < 8; i++) out[(k + i) * rows + row] = bf16_value(chunk[i]);
       }
     }

@@ -1,4 +1,4 @@
-//! kernels/conv_wgmma_sm90.cu against naive sums over the same bf16 operands: its roles, its ring and what is pending. The
+//! kernels/conv_wgmma_sm90.cu against naive sums over the same bf16 operands: its roles, its rings and what is pending. The
 //! tests named so run in every order, the others each shape in one. (tests/gpu has its launches and its epilogue.)
 
 use super::sm90::{map, with_shared};
@@ -9,14 +9,11 @@ use half::bf16;
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct Shape {
-    n: i32,
-    h: i32,
-    w: i32,
-    c: i32,
-    k: i32,
-    width_log2: i32,
-    products: i32,
-    mirrored: i32,
+    /// h, w, c, k, tiles, height and width of a field, its images, those of a tile, the slots of a row, of a field, of a tile,
+    /// from matrix to matrix, products, mirrored, reserved.
+    numbers: [i32; 16],
+    /// Slot and pixel of each patch.
+    patches: [[i32; 2]; 8],
 }
 // SAFETY: twin of WgmmaShape, without padding.
 unsafe impl DeviceRepr for Shape {}
@@ -53,8 +50,17 @@ struct Tangent {
 // SAFETY: twin of Tangent in source.cuh, without padding.
 unsafe impl DeviceRepr for Tangent {}
 
-/// n, h, w, c, k; pixels of an image in a slab.
-struct Case(usize, usize, usize, usize, usize, usize);
+/// n, h, w, c, k; how a tile lies in the images.
+struct Case(usize, usize, usize, usize, usize, Fields);
+
+/// Images of a patch, patches of a field across and down.
+#[derive(Clone, Copy, Debug)]
+struct Fields(usize, usize, usize);
+
+const PATCH: Fields = Fields(1, 1, 1);
+const SQUARE: Fields = Fields(1, 2, 2);
+const WIDE: Fields = Fields(1, 4, 2);
+const NARROW: Fields = Fields(16, 1, 4);
 
 impl Case {
     fn pixels(&self) -> usize {
@@ -62,7 +68,58 @@ impl Case {
     }
 
     fn filters(&self) -> usize {
-        if self.4 <= 64 { 64 } else { 128 }
+        if self.4.is_multiple_of(128) { 128 } else { 64 }
+    }
+
+    fn shape(&self, products: usize) -> Shape {
+        let &Case(_, h, w, c, k, Fields(images, across, down)) = self;
+        let patches = 512 / self.filters();
+        let (patch_height, patch_width) = if images == 1 { (8, 8) } else { (1, 4) };
+        let (height, width) = (down * patch_height, across * patch_width);
+        let fields = patches / (across * down);
+        let row = (width + 2) * images;
+        let halo = (height + 2) * row;
+        let tiles = self.pixels() / (patches * 64) * (k / self.filters());
+        let matrix = if images == 1 { row } else { 8 };
+        let slots = fields * halo;
+        let numbers = [
+            h,
+            w,
+            c,
+            k,
+            tiles,
+            height,
+            width,
+            images,
+            fields * images,
+            row,
+            halo,
+            slots,
+            matrix,
+            products,
+            0,
+            0,
+        ];
+        let mut shape = Shape {
+            numbers: numbers.map(|number| number as i32),
+            patches: [[0; 2]; 8],
+        };
+        let mut places = shape.patches.iter_mut();
+        for field in 0..fields {
+            for y in (0..height).step_by(patch_height) {
+                for x in (0..width).step_by(patch_width) {
+                    let slot = field * halo + y * row + x * images;
+                    let pixel = (field * images * h + y) * w + x;
+                    *places.next().unwrap() = [slot as i32, pixel as i32];
+                }
+            }
+        }
+        shape
+    }
+
+    fn what(&self) -> String {
+        let &Case(n, h, w, c, k, fields) = self;
+        format!("{n}x{h}x{w}x{c} -> {k}, {fields:?}")
     }
 }
 
@@ -117,40 +174,19 @@ fn naive(case: &Case, products: &[(&[f32], &[f32])], bias: Option<&[f32]>) -> Ve
     y
 }
 
-/// Images and filters of a product, as they are copied.
-type Copied<'a> = (&'a CudaSlice<bf16>, &'a CudaSlice<bf16>);
-
 fn run(
     gpu: &Gpu,
     case: &Case,
-    products: &[Copied],
+    filters: &[&CudaSlice<bf16>],
     (source, tangent): (Source, Tangent),
     bias: u64,
     grid: u32,
 ) -> Vec<f32> {
-    let &Case(n, h, w, c, k, width) = case;
-    let filters = case.filters();
-    let maps: Vec<_> = (0..2)
-        .map(|i| {
-            let (images, taps) = products[i.min(products.len() - 1)];
-            let dims = [c as u64, w as u64, h as u64, n as u64];
-            let slab = [32, width as u32, 1, (64 / width) as u32];
-            let x = map(gpu, images, &dims, &slab, true).unwrap();
-            let tile = [32, 1, filters as u32];
-            let w = map(gpu, taps, &[c as u64, 9, k as u64], &tile, true).unwrap();
-            (x, w)
-        })
-        .collect();
-    let shape = Shape {
-        n: n as i32,
-        h: h as i32,
-        w: w as i32,
-        c: c as i32,
-        k: k as i32,
-        width_log2: width.trailing_zeros() as i32,
-        products: products.len() as i32,
-        mirrored: 0,
-    };
+    let &Case(_, _, _, c, k, _) = case;
+    let box_of = [32, 1, case.filters() as u32];
+    let [w0, w1] = [filters[0], filters[filters.len() - 1]]
+        .map(|taps| map(gpu, taps, &[c as u64, 9, k as u64], &box_of, true).unwrap());
+    let shape = case.shape(filters.len());
     let epilogue = Epilogue {
         wide: 1,
         ..Epilogue::default()
@@ -159,7 +195,8 @@ fn run(
         .stream
         .clone_htod(&vec![bf16::NAN; case.pixels() * k])
         .unwrap();
-    let shared = 4 * ((512 / filters + 2) * 4096 + 3 * filters * 64) + 2 * 8192;
+    let (filters, slots) = (case.filters(), if case.filters() == 64 { 648 } else { 576 });
+    let shared = 5 * filters * 64 + 4 * slots * 64 + 16 * 2176 + slots * 4;
     let config = LaunchConfig {
         grid_dim: (grid, 1, 1),
         ..with_shared(512, shared)
@@ -167,9 +204,8 @@ fn run(
     let kernel = gpu.kernel(&format!("conv_wgmma_{filters}"));
     let opt_in = cudarc::driver::sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
     kernel.set_attribute(opt_in, shared as i32).unwrap();
-    let [(x0, w0), (x1, w1)] = [&maps[0], &maps[1]];
     launch!(
-        gpu.stream, kernel, config, &mut y, x0, w0, x1, w1, &source, &tangent, &bias, &epilogue, &shape
+        gpu.stream, kernel, config, &mut y, &w0, &w1, &source, &tangent, &bias, &epilogue, &shape
     )
     .unwrap();
     let y = gpu.stream.clone_dtoh(&y).unwrap();
@@ -196,28 +232,32 @@ pub fn address<T>(gpu: &Gpu, x: &CudaSlice<T>) -> u64 {
 fn check_plain(case: &Case, grid: u32, order: &str) {
     let gpu = Gpu::new();
     let _order = InOrder::new(order);
-    let &Case(n, h, w, c, k, width) = case;
+    let &Case(_, _, _, c, k, _) = case;
     let x = rounded(&noise(case.pixels() * c, 1));
     let filters = rounded(&noise(k * 9 * c, 2));
     let bias = noise(k, 3);
     let (on_gpu, filters_on_gpu) = (upload(&gpu, &x), upload(&gpu, &filters));
     let bias_on_gpu = gpu.stream.clone_htod(&bias).unwrap();
-    let product = (&on_gpu, &filters_on_gpu);
+    let source = Source {
+        x: address(&gpu, &on_gpu),
+        ..Source::default()
+    };
     let bias_address = address(&gpu, &bias_on_gpu);
-    let y = run(&gpu, case, &[product], Default::default(), bias_address, grid);
-    let what = format!("{n}x{h}x{w}x{c} -> {k}, slabs of {width}, {order}");
+    let operands = (source, Tangent::default());
+    let y = run(&gpu, case, &[&filters_on_gpu], operands, bias_address, grid);
+    let what = format!("{}, {order}", case.what());
     assert_close(&y, &naive(case, &[(&x, &filters)], Some(&bias)), &what);
 }
 
 #[test]
 fn products_of_images_and_filters_are_right() {
     for (case, grid, order) in [
-        (Case(8, 6, 8, 64, 64, 8), 1, "forward"),
-        (Case(2, 4, 64, 72, 136, 32), 3, "random:1"),
-        (Case(16, 4, 4, 64, 128, 4), 2, "reversed"),
-        (Case(64, 2, 1, 8, 8, 1), 1, "forward"),
-        (Case(1, 10, 64, 40, 64, 64), 2, "random:2"),
-        (Case(16, 2, 12, 64, 64, 4), 2, "random:2"),
+        (Case(8, 8, 8, 32, 128, PATCH), 1, "forward"),
+        (Case(2, 16, 16, 96, 64, SQUARE), 3, "random:1"),
+        (Case(16, 4, 4, 64, 128, NARROW), 2, "reversed"),
+        (Case(16, 4, 8, 32, 256, NARROW), 2, "forward"),
+        (Case(1, 32, 32, 32, 64, WIDE), 1, "random:2"),
+        (Case(1, 16, 32, 32, 192, WIDE), 2, "random:2"),
     ] {
         check_plain(&case, grid, order);
     }
@@ -226,7 +266,7 @@ fn products_of_images_and_filters_are_right() {
 #[test]
 fn a_resident_block_takes_several_tiles_in_every_order() {
     for order in ORDERS {
-        check_plain(&Case(8, 12, 8, 64, 64, 8), 1, order);
+        check_plain(&Case(12, 8, 8, 32, 128, PATCH), 1, order);
     }
 }
 
@@ -238,7 +278,7 @@ pub enum Kind {
     Relu,
 }
 
-/// The two operands, as the transformers compute and round them: relu(A·(x - M) + C) and mask·(A·tx + B·(x - M) + D).
+/// The two operands, as the evaluators compute and round them: relu(A·(x - M) + C) and mask·(A·tx + B·(x - M) + D).
 pub fn operands(
     c: usize,
     kind: Kind,
@@ -270,8 +310,8 @@ pub fn operands(
 fn check_pending(case: &Case, kind: Kind, grid: u32, order: &str) {
     let gpu = Gpu::new();
     let _order = InOrder::new(order);
-    let &Case(n, h, w, c, k, width) = case;
-    let what = format!("{n}x{h}x{w}x{c} -> {k}, slabs of {width}, {kind:?}, {order}");
+    let &Case(_, _, _, c, k, _) = case;
+    let what = format!("{}, {kind:?}, {order}", case.what());
     let [x, tx] = [4, 5].map(|salt| rounded(&noise(case.pixels() * c, salt)));
     let [filters, tangents] = [6, 7].map(|salt| rounded(&noise(k * 9 * c, salt)));
     let (affine, slope) = (noise(3 * c, 8), noise(2 * c, 9));
@@ -289,14 +329,7 @@ fn check_pending(case: &Case, kind: Kind, grid: u32, order: &str) {
     };
     let (zero_tx, zero_slope) = (vec![0.0; tx.len()], vec![0.0; slope.len()]);
     let (value, _) = operands(c, kind, &x, &affine, &zero_tx, &zero_slope);
-    let y = run(
-        &gpu,
-        case,
-        &[(&x_gpu, &w_gpu)],
-        (source, Tangent::default()),
-        0,
-        grid,
-    );
+    let y = run(&gpu, case, &[&w_gpu], (source, Tangent::default()), 0, grid);
     assert_close(
         &y,
         &naive(case, &[(&value, &filters)], None),
@@ -311,9 +344,7 @@ fn check_pending(case: &Case, kind: Kind, grid: u32, order: &str) {
             tx: if with_tx { address(&gpu, &tx_gpu) } else { 0 },
             slope: if with_slope { address(&gpu, &slope_gpu) } else { 0 },
         };
-        let copied = if with_tx { &tx_gpu } else { &x_gpu };
-        let products = [(copied, &w_gpu), (&x_gpu, &tw_gpu)];
-        let y = run(&gpu, case, &products, (source, tangent), 0, grid);
+        let y = run(&gpu, case, &[&w_gpu, &tw_gpu], (source, tangent), 0, grid);
         let expected = naive(case, &[(&operand, &filters), (&value, &tangents)], None);
         assert_close(
             &y,
@@ -326,12 +357,12 @@ fn check_pending(case: &Case, kind: Kind, grid: u32, order: &str) {
 #[test]
 fn what_is_pending_is_computed_in_place_and_padding_stays_zero() {
     for (case, kind, grid, order) in [
-        (Case(8, 6, 8, 72, 64, 8), Kind::Relu, 1, "forward"),
-        (Case(8, 6, 8, 72, 64, 8), Kind::Affine, 2, "random:3"),
-        (Case(4, 4, 16, 64, 136, 16), Kind::Relu, 1, "reversed"),
-        (Case(16, 2, 4, 40, 128, 4), Kind::Plain, 1, "random:1"),
-        (Case(2, 10, 32, 64, 64, 32), Kind::Relu, 3, "random:2"),
-        (Case(1, 6, 64, 8, 128, 64), Kind::Relu, 2, "random:4"),
+        (Case(8, 8, 8, 64, 128, PATCH), Kind::Relu, 1, "forward"),
+        (Case(4, 8, 8, 96, 128, PATCH), Kind::Affine, 2, "random:3"),
+        (Case(2, 16, 16, 32, 64, SQUARE), Kind::Relu, 1, "reversed"),
+        (Case(16, 8, 4, 64, 128, NARROW), Kind::Plain, 1, "random:1"),
+        (Case(16, 4, 8, 32, 128, NARROW), Kind::Relu, 3, "random:2"),
+        (Case(1, 16, 32, 64, 128, SQUARE), Kind::Relu, 2, "random:4"),
     ] {
         check_pending(&case, kind, grid, order);
     }
@@ -340,6 +371,6 @@ fn what_is_pending_is_computed_in_place_and_padding_stays_zero() {
 #[test]
 fn pairs_of_stages_follow_each_other_in_every_order() {
     for order in ORDERS {
-        check_pending(&Case(8, 12, 8, 64, 64, 8), Kind::Relu, 1, order);
+        check_pending(&Case(8, 8, 8, 64, 128, PATCH), Kind::Relu, 1, order);
     }
 }

@@ -232,12 +232,12 @@ fn wrong_tensor_maps_are_refused() {
 
 // ---- a ring of buffers between a producer and consumers
 
-/// The sums that the ring gives of tiles that hold (tile + 1) each.
+/// The sums that the ring gives of the halves of tiles that hold (tile + 1) each.
 fn ring(gpu: &Gpu, planted: i32) -> Result<Vec<i32>, DriverError> {
     let x: Vec<u16> = (0..TILES * 64 * 64).map(|i| (i / 4096 + 1) as u16).collect();
     let x = gpu.stream.clone_htod(&x).unwrap();
     let map = map(gpu, &x, &[64, (TILES * 64) as u64, 1], &[64, 64, 1], false).unwrap();
-    let mut y = gpu.stream.alloc_zeros::<i32>(TILES).unwrap();
+    let mut y = gpu.stream.alloc_zeros::<i32>(2 * TILES).unwrap();
     let config = with_shared(96, 2 * 64 * 64 * 2);
     let tiles = TILES as i32;
     launch!(
@@ -255,7 +255,7 @@ fn ring(gpu: &Gpu, planted: i32) -> Result<Vec<i32>, DriverError> {
 const TILES: usize = 7;
 
 fn ring_sums() -> Vec<i32> {
-    (1..=TILES as i32).map(|v| v * 4096).collect()
+    (0..2 * TILES as i32).map(|i| (i / 2 + 1) * 2048).collect()
 }
 
 #[test]
@@ -308,6 +308,8 @@ fn product(gpu: &Gpu, kernel: &str, n: usize, planted: i32) -> Result<Vec<f32>, 
     let a_map = map(gpu, &a, &[depth, 64, 1], &[64, 64, 1], true).unwrap();
     let b_map = if transposed {
         map(gpu, &b, &[columns, depth, 1], &[64, 64, 1], true).unwrap()
+    } else if kernel.ends_with("registers") {
+        map(gpu, &b, &[depth, columns, 1], &[8, n as u32, 1], false).unwrap()
     } else {
         map(gpu, &b, &[depth, columns, 1], &[64, n as u32, 1], true).unwrap()
     };
@@ -349,9 +351,9 @@ fn naive_product(n: usize) -> Vec<f32> {
 fn products_of_warpgroups_agree_with_the_host_in_every_order() {
     let gpu = Gpu::new();
     for (kernel, n) in [
-        ("fault_wgmma_64", 64),
         ("fault_wgmma_128", 128),
         ("fault_wgmma_128_transposed", 128),
+        ("fault_wgmma_64_registers", 64),
         ("fault_wgmma_64_registers_transposed", 64),
     ] {
         for order in ORDERS {
@@ -371,7 +373,7 @@ fn mistakes_with_products_show() {
     // 1: accumulators read without a wait; 2: products not committed. They hold NaN in every order.
     for (planted, order) in [(1, "forward"), (1, "reversed"), (2, "forward"), (2, "reversed")] {
         let _order = InOrder::new(order);
-        let seen = product(&gpu, "fault_wgmma_64", 64, planted);
+        let seen = product(&gpu, "fault_wgmma_128", 128, planted);
         assert!(
             seen.map_or(true, |d| d.iter().any(|v| v.is_nan())),
             "planted {planted}, {order}"
@@ -380,7 +382,7 @@ fn mistakes_with_products_show() {
     // 4: operands overwritten while the last group is under way.
     let wrong = ORDERS.iter().filter(|order| {
         let _order = InOrder::new(order);
-        !product(&gpu, "fault_wgmma_64", 64, 4).is_ok_and(|d| d == naive_product(64))
+        !product(&gpu, "fault_wgmma_128", 128, 4).is_ok_and(|d| d == naive_product(128))
     });
     assert!(wrong.count() > 0);
     for (planted, words) in [
@@ -389,13 +391,14 @@ fn mistakes_with_products_show() {
         (6, "have committed different numbers of groups"),
     ] {
         let text = diagnosis(
-            product(&gpu, "fault_wgmma_64", 64, planted).map(drop),
+            product(&gpu, "fault_wgmma_128", 128, planted).map(drop),
             CUresult::CUDA_ERROR_LAUNCH_FAILED,
         );
-        assert_mentions(&text, &["fault_wgmma_64", words, "faults_sm90.cu:"]);
+        assert_mentions(&text, &["fault_wgmma_128", words, "faults_sm90.cu:"]);
     }
-    // 7: the two offsets of a transposed operand's descriptor swapped.
+    // 7: the two offsets of an operand's descriptor swapped.
     for (kernel, n) in [
+        ("fault_wgmma_64_registers", 64),
         ("fault_wgmma_128_transposed", 128),
         ("fault_wgmma_64_registers_transposed", 64),
     ] {

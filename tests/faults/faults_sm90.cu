@@ -34,8 +34,8 @@ extern "C" __global__ void __launch_bounds__(128) fault_tensor_copy(uint16_t* y,
   if (threadIdx.x == 0) mbarrier_invalidate(full);
 }
 
-// y[tile] = sum of the tile's 64 x 64 integers, tile = 0..tiles-1, through a ring of two buffers: warp 0 copies, warps
-// 1 and 2 (one row of the tile a thread) sum. map: rows of 64 channels, box 64 x 64, three dimensions, not swizzled.
+// y[tile][half] = sum of half of the tile's 64 x 64 integers, tile = 0..tiles-1, through a ring of two buffers: warp 0 copies,
+// warps 1 and 2 (one row of the tile a thread) sum. map: rows of 64 channels, box 64 x 64, three dimensions, not swizzled.
 enum FaultRing { ring_correct, ring_no_full_wait, ring_no_empty_wait, ring_wrong_parity, ring_no_release, ring_three_arrivals };
 extern "C" __global__ void __launch_bounds__(96) fault_ring(int* y, const __grid_constant__ TensorMap map, int tiles,
                                                             int planted) {
@@ -43,7 +43,6 @@ extern "C" __global__ void __launch_bounds__(96) fault_ring(int* y, const __grid
   DYN_SMEM_SWIZZLED(smem);
   SHARED(uint64_t, full, [STAGES]);
   SHARED(uint64_t, empty, [STAGES]);
-  SHARED(int, sums, [64]);
   const int warp = threadIdx.x / 32;
   if (threadIdx.x == 0) {
     for (int i = 0; i < STAGES; i++) {
@@ -71,26 +70,20 @@ extern "C" __global__ void __launch_bounds__(96) fault_ring(int* y, const __grid
       const uint16_t* values = reinterpret_cast<const uint16_t*>(smem + stage * TILE) + row * 64;
       int sum = 0;
       for (int i = 0; i < 64; i++) sum += values[i];
-      sums[row] = sum;
       __syncwarp();
       if (row % 32 == 0 && planted != ring_no_release) {
         mbarrier_arrive(&empty[stage]);
         if (planted == ring_three_arrivals) mbarrier_arrive(&empty[stage]);
       }
-      named_barrier(1, 64);
-      if (row == 0) {
-        int total = 0;
-        for (int i = 0; i < 64; i++) total += sums[i];
-        y[tile] = total;
-      }
-      named_barrier(1, 64);
+      const int total = warp_sum(sum);
+      if (row % 32 == 0) y[tile * 2 + row / 32] = total;
     }
   }
 }
 
 // d [64][N] = a [64][depth] b^T, depth a multiple of 64; b [N][depth], or transposed b [depth][N]; box of a: 64 x 64,
 // box of b: 64 depths x N, or 64 columns x 64 depths. One warpgroup, one buffer, one product of 16 in two groups a turn.
-// REGISTERS: a goes through registers.
+// REGISTERS: a goes through registers; b not transposed is then not swizzled either, its box 8 depths x N.
 enum FaultProduct { product_correct, product_no_wait, product_no_commit, product_no_fence, product_early_copy,
                     product_changed, product_uneven, product_swapped_offsets, product_fragment_changed,
                     product_no_fragment_fence };
@@ -112,6 +105,8 @@ __device__ __forceinline__ void fault_wgmma_body(float* d, const TensorMap& a, c
       tensor_copy(smem, a, k, 0, 0, full);
       if (TRANSPOSED) {
         for (int n = 0; n < N; n += 64) tensor_copy(smem + A + n * 128, b, n, k, 0, full);
+      } else if (REGISTERS) {
+        for (int i = 0; i < 64; i += 8) tensor_copy(smem + A + i * N * 2, b, k + i, 0, 0, full);
       } else {
         tensor_copy(smem + A, b, k, 0, 0, full);
       }
@@ -127,8 +122,12 @@ __device__ __forceinline__ void fault_wgmma_body(float* d, const TensorMap& a, c
     if (planted != product_no_fence || k == 0) wgmma_fence(sum);
     for (int step = 0; step < 4; step++) {
       const uint64_t left = wgmma_operand(smem + step * 32, 1024);
-      const int stride = planted == product_swapped_offsets ? 64 * 128 : 1024, leading = 64 * 128 + 1024 - stride;
+      constexpr bool narrow = REGISTERS && !TRANSPOSED;
+      const bool swapped = planted == product_swapped_offsets;
+      const int next_rows = narrow ? 128 : 1024, next_columns = narrow ? N * 16 : 64 * 128;
+      const int stride = swapped ? next_columns : next_rows, leading = swapped ? next_rows : next_columns;
       const uint64_t right = TRANSPOSED ? wgmma_operand(smem + A + step * 2048, stride, leading)
+                             : narrow   ? wgmma_operand<16>(smem + A + step * N * 32, stride, leading)
                                         : wgmma_operand(smem + A + step * 32, 1024);
       if constexpr (REGISTERS) {
         uint32_t(&own)[4] = fragments[step];
@@ -165,10 +164,9 @@ __device__ __forceinline__ void fault_wgmma_body(float* d, const TensorMap& a, c
   }
 }
 
-extern "C" __global__ void __launch_bounds__(128) fault_wgmma_64(float* d, const __grid_constant__ TensorMap a,
-                                                                 const __grid_constant__ TensorMap b, int depth,
-                                                                 int planted) {
-  fault_wgmma_body<64, false>(d, a, b, depth, planted);
+extern "C" __global__ void __launch_bounds__(128) fault_wgmma_64_registers(
+    float* d, const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b, int depth, int planted) {
+  fault_wgmma_body<64, false, true>(d, a, b, depth, planted);
 }
 extern "C" __global__ void __launch_bounds__(128) fault_wgmma_128(float* d, const __grid_constant__ TensorMap a,
                                                                   const __grid_constant__ TensorMap b, int depth,

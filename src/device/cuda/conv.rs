@@ -11,7 +11,7 @@ use super::memory::{
 };
 use super::norm::{self, TILE_ROWS};
 use super::tile::{HALO_FORWARD, HALO_TANGENT, Plan};
-use super::wgmma::{self, Product};
+use super::wgmma;
 use super::{Arena, Cuda, filters, weight_wgmma};
 use crate::Result;
 use crate::device::{Conv, ConvShape, Epilogue, Filters, Mem, Prepared, Rows, Sums, Tangent, Write};
@@ -49,10 +49,10 @@ fn y_rows(shape: &ConvShape) -> Rows {
     }
 }
 
-/// The kernels of sm_90a and the width of their slabs where they take a convolution: by plan, and if its operands allow
+/// The kernels of sm_90a and how they divide the pixels where they take a convolution: by plan, and if its operands allow
 /// 16-byte accesses (`vector`).
-fn on_sm90(cuda: &Launcher, slabs: Option<i32>, vector: bool) -> Option<(&Sm90Kernels, i32)> {
-    cuda.sm90.as_ref().zip(slabs.filter(|_| vector))
+fn on_sm90<T>(cuda: &Launcher, division: Option<T>, vector: bool) -> Option<(&Sm90Kernels, T)> {
+    cuda.sm90.as_ref().zip(division.filter(|_| vector))
 }
 
 /// N, H, W.
@@ -78,15 +78,14 @@ pub(super) fn forward(
     let bias = optional::<f32>("bias", bias, shape.k as usize)?;
     let end = epilogue(storage, &end, y_rows(&shape), &out, Write::Set)?;
     let vector = wide(storage, shape.c, &[&x, &w]) && (plan.operands == Operands::F32 || end.wide());
-    if let Some((kernels, width)) = on_sm90(cuda, plan.forward_slabs, vector) {
-        let products = [Product { x: x.x, filters: w }];
+    if let Some((kernels, fields)) = on_sm90(cuda, plan.forward_fields, vector) {
         return wgmma::convolve(
             cuda,
             kernels,
             pixels(&shape),
             (shape.c, shape.k),
-            width,
-            &products,
+            fields,
+            &[w],
             (x, KernelTangent::NONE),
             false,
             out,
@@ -123,17 +122,16 @@ pub(super) fn tangent(
     let end = epilogue(storage, &end, y_rows(&shape), &out, Write::Set)?;
     let vector =
         wide(storage, shape.c, &[&x, &tx, &w, &tw]) && (plan.operands == Operands::F32 || end.wide());
-    if let Some((kernels, width)) = on_sm90(cuda, plan.forward_slabs, vector) {
-        let first = if tx.tx.0 != 0 { tx.tx } else { x.x };
-        let both = [Product { x: first, filters: w }, Product { x: x.x, filters: tw }];
-        let products = if tx.is_zero() { &both[1..] } else { &both[..] };
+    if let Some((kernels, fields)) = on_sm90(cuda, plan.forward_fields, vector) {
+        let both = [w, tw];
+        let filters = if tx.is_zero() { &both[1..] } else { &both[..] };
         return wgmma::convolve(
             cuda,
             kernels,
             pixels(&shape),
             (shape.c, shape.k),
-            width,
-            products,
+            fields,
+            filters,
             (x, tx),
             false,
             out,
@@ -171,15 +169,14 @@ pub(super) fn backward_input(
     let vector = (shape.c as usize).is_multiple_of(storage.wide())
         && wide(storage, shape.k, &[&dy, &w])
         && (plan.operands == Operands::F32 || end.wide());
-    if let Some((kernels, width)) = on_sm90(cuda, plan.backward_slabs, vector) {
-        let products = [Product { x: dy, filters: w }];
+    if let Some((kernels, fields)) = on_sm90(cuda, plan.backward_fields, vector) {
         return wgmma::convolve(
             cuda,
             kernels,
             pixels(&shape),
             (shape.k, shape.c),
-            width,
-            &products,
+            fields,
+            &[w],
             (KernelSource::plain(dy), KernelTangent::NONE),
             true,
             out,

@@ -37,6 +37,7 @@ mod optim;
 mod peak;
 mod pool;
 mod shapes;
+mod tensor_map;
 mod tile;
 mod timer;
 mod transfer;

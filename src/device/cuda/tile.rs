@@ -5,8 +5,8 @@ use cudarc::driver::LaunchConfig;
 use super::format::Operands;
 use super::kernels::{Kernel, Kernels, grid2, limit};
 use super::norm::TILE_ROWS;
-use super::weight_wgmma;
-use super::wgmma::{self, SLAB_PIXELS};
+use super::weight_wgmma::{self, SLAB_PIXELS};
+use super::wgmma::{self, Fields};
 use crate::device::ConvShape;
 use crate::{Error, Result};
 
@@ -90,11 +90,11 @@ fn halo(shape: &ConvShape, operands: Operands) -> bool {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Plan {
     pub(super) operands: Operands,
-    /// Pixels of an image in a slab of the wgmma kernels, where one takes forward and tangent, where it takes backward-input
-    /// ([`slab_width`]), and where the other takes the weight gradient: what allows 16-byte accesses then goes there, the
-    /// rest by the tiles below.
-    pub(super) forward_slabs: Option<i32>,
-    pub(super) backward_slabs: Option<i32>,
+    /// How the wgmma kernels divide the pixels, where one takes forward and tangent, where it takes backward-input
+    /// ([`fields`]), and where the other takes the weight gradient, in slabs of so many pixels of an image: what allows
+    /// 16-byte accesses then goes there, the rest by the tiles below.
+    pub(super) forward_fields: Option<Fields>,
+    pub(super) backward_fields: Option<Fields>,
     pub(super) weight_slabs: Option<i32>,
     /// Whether forward and tangent, on their tile, else go to the halo kernels where all allows 16-byte accesses.
     pub(super) halo: bool,
@@ -109,8 +109,8 @@ impl Plan {
     /// For nodes without a choice.
     pub(super) const NONE: Plan = Plan {
         operands: Operands::F32,
-        forward_slabs: None,
-        backward_slabs: None,
+        forward_fields: None,
+        backward_fields: None,
         weight_slabs: None,
         halo: false,
         forward: Tile::Small,
@@ -141,20 +141,18 @@ impl Plan {
         let backward_weight = Tile::choose(operands, elements(shape), filters, slices_of(Tile::Large));
         let forward = Tile::choose(operands, pixels, filters, 1);
         let backward_input = Tile::choose(operands, shape.x_rows(), shape.c as usize, 1);
-        let slabs = |tile: Tile, channels: i32| {
-            multiprocessors.and_then(|count| slab_width(shape, operands, tile, channels, count as usize))
+        let fields = |tile: Tile, channels: i32| {
+            multiprocessors.and_then(|count| fields(shape, operands, tile, channels, count as usize))
         };
-        let weight_slabs = multiprocessors
-            .and_then(|_| wgmma::slab_width(shape, operands))
-            .filter(|&width| weight_wgmma::takes_width(width));
+        let weight_slabs = multiprocessors.and_then(|_| weight_wgmma::slab_width(shape, operands));
         let slice_pixels = match weight_slabs {
             Some(_) => slab_slice_pixels(shape),
             None => pixels.div_ceil(slices_of(backward_weight)).next_multiple_of(32),
         };
         Ok(Plan {
             operands,
-            forward_slabs: slabs(forward, shape.k),
-            backward_slabs: slabs(backward_input, shape.c),
+            forward_fields: fields(forward, shape.k),
+            backward_fields: fields(backward_input, shape.c),
             weight_slabs,
             halo: halo(shape, operands),
             forward,
@@ -229,25 +227,25 @@ impl Plan {
     }
 }
 
-/// Width of the wgmma kernel's slabs for an output of `channels` channels, where that kernel can take it and is expected to
-/// be faster than blocks of warps with this tile: its tiles are four or two times as large, and few of them would leave
-/// multiprocessors idle. By the time of their waves, to which what is common to both does not matter (the depth, the second
-/// product of a tangent).
-fn slab_width(
+/// How the wgmma kernel divides an output of `channels` channels, where that kernel can take it and is expected to be faster
+/// than blocks of warps with this tile: its tiles are four or two times as large, and few of them would leave multiprocessors
+/// idle. By the time of their waves, to which what is common to both does not matter (the depth, the second product of a
+/// tangent).
+fn fields(
     shape: &ConvShape,
     operands: Operands,
     tile: Tile,
     channels: i32,
     multiprocessors: usize,
-) -> Option<i32> {
-    let width = wgmma::slab_width(shape, operands)?;
-    let tiles = wgmma::tiles((shape.n, shape.h, shape.w), channels, width) as usize;
+) -> Option<Fields> {
+    let fields = wgmma::fields(shape, operands, channels)?;
+    let tiles = wgmma::tiles((shape.n, shape.h, shape.w), channels) as usize;
     let slots = multiprocessors * 2;
     let edges = tile.edges(operands);
     let blocks = tile.blocks(operands, shape.x_rows(), channels as usize);
     let warpgroups = (tiles.div_ceil(multiprocessors) * wgmma::TILE) as f64 / (2.0 * WARPGROUPS);
     let warps = (blocks.div_ceil(slots) * edges.rows * edges.columns) as f64 / WARPS;
-    (warpgroups <= warps).then_some(width)
+    (warpgroups <= warps).then_some(fields)
 }
 
 /// Filter elements (r, s, c): the rows of the weight gradient's tiles.
@@ -354,18 +352,18 @@ mod tests {
         (shape, plan.expect("a plan"))
     }
 
-    /// Forward's and backward-input's slabs.
-    fn slabs(n: i32, edge: i32, channels: (i32, i32)) -> (Option<i32>, Option<i32>) {
+    /// Whether forward and backward-input go to warpgroups.
+    fn to_warpgroups(n: i32, edge: i32, channels: (i32, i32)) -> (bool, bool) {
         let (_, plan) = plan(n, edge, channels);
-        (plan.forward_slabs, plan.backward_slabs)
+        (plan.forward_fields.is_some(), plan.backward_fields.is_some())
     }
 
     #[test]
     fn warpgroups_take_what_fills_the_gpu() {
+        let (both, none) = ((true, true), (false, false));
         for (edge, channels) in [(32, 64), (16, 128), (8, 256), (4, 512)] {
-            let width = Some(edge);
-            assert_eq!(slabs(512, edge, (channels, channels)), (width, width), "{edge}");
-            assert_eq!(slabs(16, edge, (channels, channels)), (None, None), "{edge}");
+            assert_eq!(to_warpgroups(512, edge, (channels, channels)), both, "{edge}");
+            assert_eq!(to_warpgroups(16, edge, (channels, channels)), none, "{edge}");
         }
         // Of tests/gpu/sm90.rs.
         for (n, edge, channels) in [
@@ -375,18 +373,13 @@ mod tests {
             (128, 16, 128),
             (512, 8, 128),
         ] {
-            let width = Some(edge);
-            assert_eq!(
-                slabs(n, edge, (channels, channels)),
-                (width, width),
-                "{n}, {edge}"
-            );
+            assert_eq!(to_warpgroups(n, edge, (channels, channels)), both, "{n}, {edge}");
         }
         // Waves: 1 of 64 tiles against 1 of 128 large blocks; 1 of 48 tiles against 1 of 192 small blocks.
-        assert_eq!(slabs(256, 4, (512, 512)), (Some(4), Some(4)));
-        assert_eq!(slabs(192, 4, (512, 512)), (None, None));
-        // 4 waves of tiles against 4 of blocks; 16 tiles against 64 blocks.
-        assert_eq!(slabs(128, 8, (64, 2048)), (Some(8), None));
+        assert_eq!(to_warpgroups(256, 4, (512, 512)), both);
+        assert_eq!(to_warpgroups(192, 4, (512, 512)), none);
+        // 4 waves of tiles against 4 of blocks; no tile of 64 filters is of images so small.
+        assert_eq!(to_warpgroups(128, 8, (64, 2048)), (true, false));
     }
 
     /// Slabs four pixels wide at least; blocks for all but a few multiprocessors, in one wave.
@@ -413,13 +406,12 @@ mod tests {
 
     #[test]
     fn warpgroups_take_what_they_can() {
-        let width = |shape: ConvShape, operands| {
-            Plan::new(&shape, operands, Some(132))
-                .expect("a plan")
-                .forward_slabs
+        let taken = |shape: ConvShape, operands| {
+            let plan = Plan::new(&shape, operands, Some(132)).expect("a plan");
+            plan.forward_fields.is_some()
         };
-        assert_eq!(width(SHAPE, Operands::Bf16), Some(32));
-        assert_eq!(width(SHAPE, Operands::Tf32), None);
+        assert!(taken(SHAPE, Operands::Bf16));
+        assert!(!taken(SHAPE, Operands::Tf32));
         for other in [
             ConvShape { stride: 2, ..SHAPE },
             ConvShape { c: 72, ..SHAPE },
@@ -430,9 +422,9 @@ mod tests {
                 ..SHAPE
             },
         ] {
-            assert_eq!(width(other, Operands::Bf16), None, "{other:?}");
+            assert!(!taken(other, Operands::Bf16), "{other:?}");
         }
         let elsewhere = Plan::new(&SHAPE, Operands::Bf16, None).expect("a plan");
-        assert_eq!(elsewhere.forward_slabs, None);
+        assert_eq!(elsewhere.forward_fields, None);
     }
 }

@@ -3,23 +3,31 @@
 
 use cudarc::driver::{DeviceRepr, LaunchConfig};
 
+use super::format::Operands;
 use super::kernels::{Sm90Kernels, grid2, launch};
 use super::launcher::Launcher;
 use super::memory::{In, KernelSource, Out};
-use super::wgmma::{SLAB_PIXELS, TensorMap};
+use super::tensor_map::TensorMap;
+use super::wgmma::takes_window;
 use crate::Result;
 use crate::device::ConvShape;
 
 /// Channels and filters of a block.
 pub(super) const EDGE: i32 = 64;
-/// Pixels of the narrowest image in a slab.
-const NARROWEST: i32 = 4;
+/// Pixels of a slab, a row of an image or of several; twin of SLAB_PIXELS in kernels/conv_weight_wgmma_sm90.cu.
+pub(super) const SLAB_PIXELS: i32 = 64;
 /// Bytes of dynamic shared memory: 11 stages of an image slab with a column on both sides and an adjoint slab.
 const SHARED_BYTES: u32 = 11 * (96 + 64) * 128;
 
-/// Whether the kernel takes slabs of this width.
-pub(super) fn takes_width(width: i32) -> bool {
-    width >= NARROWEST
+/// Pixels of an image in a slab, at least 4, where the kernel takes a convolution.
+pub(super) fn slab_width(shape: &ConvShape, operands: Operands) -> Option<i32> {
+    if !takes_window(shape, operands) || shape.h % 2 != 0 {
+        return None;
+    }
+    (2..=6)
+        .rev()
+        .map(|log2| 1 << log2)
+        .find(|width| shape.w % width == 0 && shape.n % (SLAB_PIXELS / width) == 0)
 }
 
 /// Lets the kernel have its shared memory.
@@ -43,7 +51,7 @@ struct WeightShape {
 // SAFETY: plain old data without padding, laid out as its twin in the kernels.
 unsafe impl DeviceRepr for WeightShape {}
 
-/// dw [slices][K,3,3,C] (+)= the filters' adjoint over each slice's pixels. `width` is that of [`super::wgmma::slab_width`];
+/// dw [slices][K,3,3,C] (+)= the filters' adjoint over each slice's pixels. `width` is that of [`slab_width`];
 /// `slices`: how many, and pixels of one, whole slabs.
 #[allow(clippy::too_many_arguments)]
 pub(super) fn backward_weight(

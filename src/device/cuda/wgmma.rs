@@ -1,182 +1,252 @@
 //! Launches of kernels/conv_wgmma_sm90.cu: 3x3 convolutions of stride 1 in bf16 on GPUs of compute capability 9.0. Its
-//! operands reach shared memory by bulk copies, which tensor maps describe.
+//! filters reach shared memory by bulk copies, which tensor maps describe.
 
-use cudarc::driver::{DeviceRepr, LaunchConfig, sys};
+use cudarc::driver::{DeviceRepr, LaunchConfig};
 
-use super::driver::device_error;
 use super::format::Operands;
 use super::kernels::{Sm90Kernels, launch};
 use super::launcher::Launcher;
 use super::memory::{In, KernelEpilogue, KernelSource, KernelTangent, Out};
+use super::tensor_map::TensorMap;
+use crate::Result;
 use crate::device::ConvShape;
-use crate::{Error, Result};
 
-/// Pixels of a slab; twin of SLAB_PIXELS in kernels/conv_wgmma.cuh.
-pub(super) const SLAB_PIXELS: i32 = 64;
+/// Pixels of a patch, the columns of a product; twin of PATCH_PIXELS in kernels/conv_wgmma.cuh.
+const PATCH_PIXELS: i32 = 64;
+/// Patches of a tile of 64 filters, the most; of 128 it has half as many.
+const PATCHES: usize = 8;
 /// Channels of a stage; twin of DEPTH.
 const DEPTH: u32 = 32;
 /// Threads of a block; twin of THREADS.
 const THREADS: u32 = 512;
-
-/// Pixels of an image in a slab, where the kernel takes a convolution; backward to its input is one of the same kind.
-/// Its tiles are whole: the epilogue's sums are of 128 pixels each.
-pub(super) fn slab_width(shape: &ConvShape, operands: Operands) -> Option<i32> {
-    let window = (shape.r, shape.s, shape.stride, shape.pad) == (3, 3, 1, 1);
-    let channels = shape.c % 64 == 0 && shape.k % 64 == 0;
-    if operands != Operands::Bf16 || !window || !channels || shape.h % 2 != 0 {
-        return None;
-    }
-    (0..=6)
-        .rev()
-        .map(|log2| 1 << log2)
-        .find(|width| shape.w % width == 0 && shape.n % (SLAB_PIXELS / width) == 0)
-}
-
 /// Output elements of a tile.
-pub(super) const TILE: usize = 512 * SLAB_PIXELS as usize;
+pub(super) const TILE: usize = PATCHES * PATCH_PIXELS as usize * 64;
 
-/// Filters of a tile of an output of `channels` channels.
-fn filters(channels: i32) -> i32 {
-    if channels % 128 == 0 { 128 } else { 64 }
-}
+/// Filters of a tile and the most slots of its halos: twins of the instances in conv_wgmma_sm90.cu and of MOST_SLOTS.
+const TILES: [(i32, i32); 2] = [(64, 648), (128, 576)];
 
-/// Tiles of an output [n,h,w,channels] in slabs of this width; twin of WgmmaPlace::count.
-pub(super) fn tiles((n, h, w): (i32, i32, i32), channels: i32, width: i32) -> i32 {
-    let (filters, images) = (filters(channels), SLAB_PIXELS / width);
-    let up = |a: i32, b: i32| (a + b - 1) / b;
-    n / images * (w / width) * up(h * filters, 512) * up(channels, filters)
-}
-
-/// What cuTensorMapEncodeTiled wrote.
-#[repr(transparent)]
-#[derive(Clone, Copy)]
-pub(super) struct TensorMap(sys::CUtensorMap);
-// SAFETY: kernels take it by value, as the driver wrote it.
-unsafe impl DeviceRepr for TensorMap {}
-
-impl TensorMap {
-    /// Of a dense tensor of bf16, dimensions and box fastest first, for boxes of 64-byte or 128-byte rows, swizzled so.
-    pub fn new<const RANK: usize>(tensor: In, dims: [i32; RANK], tile: [u32; RANK]) -> Result<Self> {
-        let swizzle = match tile[0] {
-            64 => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
-            _ => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_64B,
-        };
-        let mut map = TensorMap(sys::CUtensorMap { opaque: [0; 16] });
-        let dims = dims.map(|d| d as u64);
-        let mut strides = [0u64; RANK];
-        let mut bytes = 2;
-        for (stride, dim) in strides.iter_mut().zip(dims) {
-            bytes *= dim;
-            *stride = bytes;
-        }
-        // SAFETY: all arrays hold at least RANK numbers (one stride too many); the tensor is not touched.
-        unsafe {
-            sys::cuTensorMapEncodeTiled(
-                &mut map.0,
-                sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-                RANK as u32,
-                tensor.0 as *mut _,
-                dims.as_ptr(),
-                strides.as_ptr(),
-                tile.as_ptr(),
-                [1; RANK].as_ptr(),
-                sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
-                swizzle,
-                sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
-            )
-        }
-        .result()
-        .map_err(|error| device_error("tensor map", error))?;
-        Ok(map)
-    }
-}
-
-/// Twin of WgmmaShape in kernels/conv_wgmma.cuh.
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct WgmmaShape {
-    n: i32,
-    h: i32,
-    w: i32,
-    c: i32,
-    k: i32,
-    width_log2: i32,
-    products: i32,
-    mirrored: i32,
-}
-// SAFETY: plain old data without padding, laid out as its twin in the kernels.
-unsafe impl DeviceRepr for WgmmaShape {}
-
-/// One of the products that are summed: images [N,H,W,C] and filters [K][9][C] as filters.cu writes them.
-#[derive(Clone, Copy)]
-pub(super) struct Product {
-    pub x: In,
-    pub filters: In,
-}
-
-/// Filters of a tile, bytes of its shared memory: twins of the instances in conv_wgmma_sm90.cu and of SHARED_BYTES.
-const TILES: [(i32, u32); 2] = [(64, shared(64)), (128, shared(128))];
-
-const fn shared(filters: u32) -> u32 {
-    let slabs = (512 / filters + 2) * 4096;
-    4 * (slabs + 3 * filters * DEPTH * 2) + 2 * 8192
+/// Bytes of shared memory; twin of SHARED_BYTES.
+const fn shared((filters, slots): (i32, i32)) -> u32 {
+    (5 * filters * 64 + 4 * slots * 64 + 8 * 2 * 2176 + slots * 4) as u32
 }
 
 /// Lets the kernels have their shared memory.
 pub(super) fn allow_shared(kernels: &Sm90Kernels) -> Result<()> {
-    (kernels.conv_wgmma.iter().zip(TILES)).try_for_each(|(kernel, (_, bytes))| kernel.allow_shared(bytes))
+    (kernels.conv_wgmma.iter().zip(TILES)).try_for_each(|(kernel, tile)| kernel.allow_shared(shared(tile)))
 }
 
-/// out [N,H,W,K] = sum over one or two products of the convolution of [N,H,W,C] + bias, then the epilogue. Of the last
-/// product the operand is the value of `source`, of a first one before it its tangent: `x` is then tx, or once more the
-/// source's without one. `width` is that of [`slab_width`]; `mirrored` takes the taps in the opposite order.
+/// Place in [`TILES`] of an output of `channels` channels.
+fn tile_of(channels: i32) -> usize {
+    usize::from(channels % 128 == 0)
+}
+
+/// How the pixels of a tile lie in the images: fields of `across` x `down` patches, each with its halo.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fields {
+    /// Of a patch: one, of which it has 8 x 8 pixels, or 16, of which it has 1 x 4.
+    images: i32,
+    across: i32,
+    down: i32,
+}
+
+impl Fields {
+    /// Height and width of a patch.
+    fn patch(self) -> (i32, i32) {
+        if self.images == 1 { (8, 8) } else { (1, 4) }
+    }
+
+    /// Height and width of a field, without its halo.
+    fn edges(self) -> (i32, i32) {
+        let (height, width) = self.patch();
+        (self.down * height, self.across * width)
+    }
+
+    fn per_tile(self, patches: i32) -> i32 {
+        patches / (self.across * self.down)
+    }
+
+    /// Slots of the halos of a tile of so many patches: pixels, with the padding around them.
+    fn slots(self, patches: i32) -> i32 {
+        let (height, width) = self.edges();
+        self.per_tile(patches) * (height + 2) * (width + 2) * self.images
+    }
+
+    /// Those with the smallest halos, then the widest, of which tiles are whole in an output [n,h,w,channels]: the epilogue's
+    /// sums are of 128 pixels each.
+    fn choose((n, h, w): (i32, i32, i32), channels: i32) -> Option<Fields> {
+        let (filters, most) = TILES[tile_of(channels)];
+        let patches = PATCHES as i32 * 64 / filters;
+        let powers = [1, 2, 4, 8];
+        let all = [1, 16].into_iter().flat_map(|images| {
+            let sizes = powers
+                .into_iter()
+                .flat_map(|across| powers.map(|down| (across, down)));
+            sizes.map(move |(across, down)| Fields { images, across, down })
+        });
+        all.filter(|fields| fields.across * fields.down <= patches)
+            .filter(|fields| {
+                let (height, width) = fields.edges();
+                let images = fields.per_tile(patches) * fields.images;
+                h % height == 0 && w % width == 0 && n % images == 0 && fields.slots(patches) <= most
+            })
+            .min_by_key(|fields| (fields.slots(patches), fields.down))
+    }
+}
+
+/// How the kernel lays its tiles for an output of `channels` channels, where it takes a convolution: that of `shape` or the one
+/// backward to its input, which is of the same kind.
+pub(super) fn fields(shape: &ConvShape, operands: Operands, channels: i32) -> Option<Fields> {
+    if !takes_window(shape, operands) {
+        return None;
+    }
+    Fields::choose((shape.n, shape.h, shape.w), channels)
+}
+
+/// Whether the kernels of warpgroup products are for such a window, channels and operands.
+pub(super) fn takes_window(shape: &ConvShape, operands: Operands) -> bool {
+    let window = (shape.r, shape.s, shape.stride, shape.pad) == (3, 3, 1, 1);
+    operands == Operands::Bf16 && window && shape.c % 64 == 0 && shape.k % 64 == 0
+}
+
+/// Twin of WgmmaPatch in kernels/conv_wgmma.cuh.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct WgmmaPatch {
+    slot: i32,
+    pixel: i32,
+}
+
+/// Twin of WgmmaShape.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct WgmmaShape {
+    h: i32,
+    w: i32,
+    c: i32,
+    k: i32,
+    tiles: i32,
+    height: i32,
+    width: i32,
+    images: i32,
+    tile_images: i32,
+    halo_row: i32,
+    halo: i32,
+    slots: i32,
+    matrix: i32,
+    products: i32,
+    mirrored: i32,
+    reserved: i32,
+    patches: [WgmmaPatch; PATCHES],
+}
+// SAFETY: plain old data without padding, laid out as its twin in the kernels.
+unsafe impl DeviceRepr for WgmmaShape {}
+
+impl WgmmaShape {
+    fn new((n, h, w): (i32, i32, i32), (c, k): (i32, i32), fields: Fields) -> Self {
+        let count = PATCHES as i32 * 64 / TILES[tile_of(k)].0;
+        let Fields { images, across, down } = fields;
+        let ((patch_height, patch_width), (height, width)) = (fields.patch(), fields.edges());
+        let halo_row = (width + 2) * images;
+        let halo = (height + 2) * halo_row;
+        let patch = |number: i32| {
+            let (field, row, column) = (number / across / down, number / across % down, number % across);
+            let (y, x) = (row * patch_height, column * patch_width);
+            WgmmaPatch {
+                slot: field * halo + y * halo_row + x * images,
+                pixel: (field * images * h + y) * w + x,
+            }
+        };
+        let mut patches = [WgmmaPatch::default(); PATCHES];
+        for (number, place) in (0..count).zip(&mut patches) {
+            *place = patch(number);
+        }
+        WgmmaShape {
+            h,
+            w,
+            c,
+            k,
+            tiles: tiles((n, h, w), k),
+            height,
+            width,
+            images,
+            tile_images: fields.per_tile(count) * images,
+            halo_row,
+            halo,
+            slots: fields.slots(count),
+            // The patch's rows, or without gaps.
+            matrix: if images == 1 { halo_row } else { 8 },
+            products: 1,
+            mirrored: 0,
+            reserved: 0,
+            patches,
+        }
+    }
+}
+
+/// Tiles of an output [n,h,w,channels], all of them whole.
+pub(super) fn tiles((n, h, w): (i32, i32, i32), channels: i32) -> i32 {
+    let filters = TILES[tile_of(channels)].0;
+    n * h * w / (TILE as i32 / filters) * (channels / filters)
+}
+
+/// out [N,H,W,K] = sum over one or two products of the convolution of [N,H,W,C] with filters [K][9][C], as filters.cu writes
+/// them, + bias, then the epilogue. Of the last product the operand is the value of `source`, of a first one before it its
+/// tangent. `fields` are those of [`fields`]; `mirrored` takes the taps in the opposite order.
 #[allow(clippy::too_many_arguments)]
 pub(super) fn convolve(
     cuda: &Launcher,
     kernels: &Sm90Kernels,
-    (n, h, w): (i32, i32, i32),
+    pixels: (i32, i32, i32),
     (c, k): (i32, i32),
-    width: i32,
-    products: &[Product],
+    fields: Fields,
+    filters: &[In],
     (source, tangent): (KernelSource, KernelTangent),
     mirrored: bool,
     out: Out,
     bias: In,
     end: KernelEpilogue,
 ) -> Result<()> {
-    let filters = filters(k);
-    let (kernel, (_, shared_mem_bytes)) = (kernels.conv_wgmma.iter().zip(TILES))
-        .find(|(_, (tile, _))| *tile == filters)
-        .ok_or_else(|| Error::Internal(format!("no tile of {filters} filters")))?;
-    let operands = |product: &Product| {
-        let slab = [DEPTH, width as u32, 1, (SLAB_PIXELS / width) as u32];
-        let x = TensorMap::new(product.x, [c, w, h, n], slab)?;
-        let filters = TensorMap::new(product.filters, [c, 9, k], [DEPTH, 1, filters as u32])?;
-        Ok((x, filters))
-    };
-    let (x0, w0) = operands(&products[0])?;
-    let (x1, w1) = operands(&products[products.len() - 1])?;
+    let tile = TILES[tile_of(k)];
+    let kernel = &kernels.conv_wgmma[tile_of(k)];
+    let map = |filters: In| TensorMap::new(filters, [c, 9, k], [DEPTH, 1, tile.0 as u32]);
+    let (w0, w1) = (map(filters[0])?, map(filters[filters.len() - 1])?);
     let shape = WgmmaShape {
-        n,
-        h,
-        w,
-        c,
-        k,
-        width_log2: width.ilog2() as i32,
-        products: products.len() as i32,
+        products: filters.len() as i32,
         mirrored: mirrored.into(),
+        ..WgmmaShape::new(pixels, (c, k), fields)
     };
-    let tiles = tiles((n, h, w), k, width);
     let grid = LaunchConfig {
-        grid_dim: (kernels.multiprocessors.min(tiles as u32), 1, 1),
+        grid_dim: (kernels.multiprocessors.min(shape.tiles as u32), 1, 1),
         block_dim: (THREADS, 1, 1),
-        shared_mem_bytes,
+        shared_mem_bytes: shared(tile),
     };
-    // SAFETY: types as in conv_wgmma_sm90.cu; the caller has checked lengths and alignment, and `slab_width` the shape.
-    unsafe {
-        launch!(
-            cuda, kernel, grid, out, x0, w0, x1, w1, source, tangent, bias, end, shape
-        )
+    // SAFETY: types as in conv_wgmma_sm90.cu; the caller has checked lengths and alignment, and `fields` the shape.
+    unsafe { launch!(cuda, kernel, grid, out, w0, w1, source, tangent, bias, end, shape) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tiles_are_whole_and_have_small_halos() {
+        for (images, channels, expected) in [
+            ((512, 32, 32), 64, Some((1, 4, 2, 612))),
+            ((512, 16, 16), 64, Some((1, 2, 2, 648))),
+            ((512, 16, 16), 128, Some((1, 2, 2, 324))),
+            ((512, 8, 8), 256, Some((1, 1, 1, 400))),
+            ((512, 4, 4), 512, Some((16, 1, 4, 576))),
+            ((32, 4, 8), 128, Some((16, 1, 4, 576))),
+            // No room for the halos; images that do not fill a tile.
+            ((512, 8, 8), 64, None),
+            ((3, 8, 8), 128, None),
+            ((8, 4, 4), 128, None),
+            ((512, 12, 8), 128, None),
+        ] {
+            let fields = Fields::choose(images, channels);
+            let patches = if channels % 128 == 0 { 4 } else { 8 };
+            let found = fields.map(|f| (f.images, f.across, f.down, f.slots(patches)));
+            assert_eq!(found, expected, "{images:?}, {channels}");
+        }
     }
 }
