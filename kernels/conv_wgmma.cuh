@@ -13,7 +13,7 @@
 // tangent is two products: of a pair of stages the first holds the tangent of the source, the second its value.
 //
 // For 18.9 MFLOP, 32 channels deep, a tile takes from L2 slots x 64 bytes (324 to 648 of them) and 9 · FILTERS · 64 bytes of
-// filters: 236 FLOP a byte at 64 filters of 32x32 images, 200 at 128 of 16x16. Reading every tap's pixels anew would give 57, 85.
+// filters: 248 FLOP a byte at 64 filters of 32x32 images, 200 at 128 of 16x16. Reading every tap's pixels anew would give 57, 85.
 #pragma once
 #include "epilogue.cuh"
 #include "ring.cuh"

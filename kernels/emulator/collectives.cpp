@@ -7,6 +7,7 @@
 namespace emulator {
 
 void block_barrier(Site site) { active_scheduler->barrier(site); }
+void warp_barrier(uint32_t mask, Site site) { active_scheduler->warp_barrier(mask, site); }
 void warp_collective(uint32_t mask, Collective work, void* operand, Site site) {
   active_scheduler->warp_collective(mask, work, operand, site);
 }
@@ -61,6 +62,15 @@ void Scheduler::release_barrier() {
 }
 
 // ---- warp operations
+
+// Alone among them it orders what the lanes do to memory.
+void Scheduler::warp_barrier(uint32_t mask, Site site) {
+  ThreadState& t = self();
+  char* edge = &warps_[t.warp].edges[t.warp_barriers++ & 1];
+  sanitizer::release(edge);
+  warp_collective(mask, [](void**) {}, nullptr, site);
+  sanitizer::acquire(edge);
+}
 
 void Scheduler::warp_collective(uint32_t mask, Collective work, void* operand, Site site) {
   ThreadState& t = self();

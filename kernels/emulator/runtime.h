@@ -60,6 +60,7 @@ extern __thread Block* current_block __attribute__((tls_model("initial-exec")));
 using Collective = void (*)(void** operands);
 
 void block_barrier(Site site);
+void warp_barrier(uint32_t mask, Site site);
 void warp_collective(uint32_t mask, Collective work, void* operand, Site site);
 void spin_pause(Site site);
 

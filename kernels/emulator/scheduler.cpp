@@ -128,6 +128,7 @@ void Scheduler::reset_block() {
     t.copy_groups.clear();
     t.wgmma_groups = 0;
     t.wgmma_fenced = t.fragments_fenced = false;
+    t.warp_barriers = 0;
   }
   preferred_ = nullptr;
   mbarriers_.clear();

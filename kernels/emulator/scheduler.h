@@ -58,6 +58,7 @@ struct ThreadState : Thread {
   uint64_t wgmma_groups = 0;   // committed
   bool wgmma_fenced = false;   // since products under way last gave registers back
   bool fragments_fenced = false;  // since the last wait, after which they may have been written
+  unsigned warp_barriers = 0;     // that it has come to
 };
 
 struct WarpOperation {
@@ -71,6 +72,7 @@ struct WarpOperation {
 struct Warp {
   uint32_t lanes;  // that the block has and that have not exited
   WarpOperation operations[8];
+  char edges[2];  // addresses for the race checker: one for each of two successive __syncwarp
 };
 
 class Scheduler {
@@ -84,6 +86,7 @@ class Scheduler {
 
   // Called by running CUDA threads (runtime.h).
   void barrier(Site site);
+  void warp_barrier(uint32_t mask, Site site);
   void warp_collective(uint32_t mask, Collective work, void* operand, Site site);
   void spin_pause(Site site);
   void* shared_array(const void* key, size_t bytes);

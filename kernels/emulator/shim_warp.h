@@ -3,8 +3,6 @@
 
 namespace emulator {
 
-EMULATOR_HARDWARE inline void no_work(void**) {}
-
 template <class T>
 struct ShuffleOperand {
   T value;
@@ -53,7 +51,7 @@ EMULATOR_HARDWARE inline T max_of(T x, T y) { return max(x, y); }
 }  // namespace emulator
 
 inline void __syncwarp(unsigned mask = 0xffffffffu, EMULATOR_SITE) {
-  emulator::warp_collective(mask, emulator::no_work, nullptr, site);
+  emulator::warp_barrier(mask, site);
 }
 
 template <class T>

@@ -278,7 +278,9 @@ fn mistakes_with_a_ring_show() {
         });
         assert!(wrong.count() >= 3, "planted {planted}");
     }
-    // 3: the producer waits for the wrong parity; 4: consumers never release; 5: they release twice.
+    // 3: the producer waits for the wrong parity; 4: consumers never release; 5: they release twice, in this order both before
+    // the producer.
+    let _order = InOrder::new("forward");
     for (planted, words) in [(3, "deadlock"), (4, "deadlock"), (5, "arrivals in one phase")] {
         let text = diagnosis(ring(&gpu, planted).map(drop), CUresult::CUDA_ERROR_LAUNCH_FAILED);
         assert_mentions(&text, &["fault_ring", words, "faults_sm90.cu:"]);
