@@ -2,7 +2,7 @@
 // dw[k,r,s,c] = sum over output pixels of dy[pixel,k] · x[window(pixel),r,s,c].
 //
 // A block owns 64 channels x 64 filters x all nine taps of one slice of the pixels; three warpgroups own one window column
-// s each, their accumulators one window row r each. They walk down the image by rows of 64 pixels (slabs, conv_wgmma.cuh):
+// s each, their accumulators one window row r each. They walk down the image by slabs, rows of 64 pixels of one image or of several:
 // row y of x meets rows y + 1, y, y - 1 of dy for r = 0, 1, 2. A stage of the ring is row y of x and row y + 1 of dy; dy
 // stays for two more stages. Both have the depth, the pixels, outermost:
 //   A = x     [64 channels][16 pixels]  in registers: ldmatrix transposes, shifts by s - 1 pixels (the copies bring a column

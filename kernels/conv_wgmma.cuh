@@ -79,7 +79,7 @@ static_assert(sizeof(WgmmaShape) == 128, "twin of WgmmaShape in wgmma.rs");
 // A tile's place among all tiles: filters fastest, so that blocks that run together share their pixels.
 template <int FILTERS>
 struct WgmmaPlace {
-  static constexpr int PATCHES = 512 / FILTERS;
+  static constexpr int TILE_PATCHES = wgmma_tile::CONSUMERS * wgmma_tile::PATCHES * 64 / FILTERS;
   int k0, number;      // number: among the tiles of the same filters
   int h0, w0, pixel0;  // pixel0: number of the tensor's row that is its first pixel
 

@@ -144,8 +144,7 @@ __device__ __forceinline__ void evaluate_halos(unsigned char* smem, const WgmmaB
 // pixel (STAGED), in registers as wgmma has its accumulators, in pairs of pixels: register j of thread t holds filter t / 4,
 // pixels 8·j + 2·(t % 4) and the next.
 struct PatchPart {
-  static constexpr int COPIES = STAGED / (32 * 16), PAIRS = PATCH_PIXELS / 8;
-  static_assert(COPIES == 4, "16-byte accesses of a lane");
+  static constexpr int COPIES = PATCH_PIXELS * 2 / 32, PAIRS = PATCH_PIXELS / 8;  // COPIES: 16 bytes each, of a lane
   int lane, row, step;  // row: the first that a lane copies, counted from the patch's first pixel; step: to its next
 
   __device__ __forceinline__ explicit PatchPart(const WgmmaShape& shape) : lane(computed_here(threadIdx.x) % 32) {
@@ -201,8 +200,8 @@ __device__ __forceinline__ void take(Pack<1> (&u)[2 * PatchPart::PAIRS], const f
   }
 }
 
-// A consuming warp's part of a tile: of 64 filters the two consumers have the same and different pixels, of 128 different ones
-// and the same pixels.
+// A consuming warp's part of a tile. Of 64 filters both consumers have all, each for four of the eight patches; of 128 each has
+// half, for all four patches.
 template <int FILTERS>
 struct Consumer {
   int warp, first_patch, filter0;
@@ -264,7 +263,7 @@ struct TileEnd {
         take<0, 2 * PATCHES>(u, acc, p * 2 + eight);
         finish_eight(u, at_x, part, eight, at.k0 + me().filter0 + eight * 8 + part.lane / 4, sums, p % 2 == 0);
         if (p % 2 == 1) {
-          const int tile = at.number * (WgmmaPlace<FILTERS>::PATCHES / 2) + (me().first_patch + p) / 2;
+          const int tile = at.number * (WgmmaPlace<FILTERS>::TILE_PATCHES / 2) + (me().first_patch + p) / 2;
           write_neighbours<4>(epilogue.sums, sums, tile, shape.k, at.k0 + me().filter0 + eight * 8 + part.lane / 4);
           sums = {};
         }
@@ -318,8 +317,8 @@ __device__ __forceinline__ void multiply_stages(unsigned char* smem, const Wgmma
   Ring<FILTER_STAGES> slice;
   const TileEnd<FILTERS> end = {y, bias, epilogue, shape, smem};
   // A warp gives a halo back when its products have left it: in the next stage, or at the end of the tile.
-  const auto release_halo = [&](int stage) {
-    if (lane == 0) mbarrier_arrive(&barriers.halo_empty[stage]);
+  const auto release_halo_before = [&](const Ring<HALOS>& ring) {
+    if (lane == 0) mbarrier_arrive(&barriers.halo_empty[(ring.stage + HALOS - 1) % HALOS]);
   };
   wgmma_fence(acc);
   for_all_stages<FILTERS>(
@@ -347,12 +346,12 @@ __device__ __forceinline__ void multiply_stages(unsigned char* smem, const Wgmma
           if (lane == 0) mbarrier_arrive(&barriers.filters_empty[slice.stage]);
           slice.advance();
           // At most this tap's products are under way.
-          if (tap == 0 && !first) release_halo((ring.stage + HALOS - 1) % HALOS);
+          if (tap == 0 && !first) release_halo_before(ring);
         }
       },
       [&](const WgmmaPlace<FILTERS>& at, const Ring<HALOS>& ring) {
         wgmma_wait<0>(acc);
-        release_halo((ring.stage + HALOS - 1) % HALOS);
+        release_halo_before(ring);
         end.finish(acc, at);
         // No register but these is kept over the end of a tile.
         UNROLL for (int k = 0; k < DEPTH / 16; k++) {

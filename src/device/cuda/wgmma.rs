@@ -13,14 +13,14 @@ use crate::device::ConvShape;
 
 /// Pixels of a patch, the columns of a product; twin of PATCH_PIXELS in kernels/conv_wgmma.cuh.
 const PATCH_PIXELS: i32 = 64;
-/// Patches of a tile of 64 filters, the most; of 128 it has half as many.
-const PATCHES: usize = 8;
+/// Patches of a tile of 64 filters, the most that one has.
+const MOST_PATCHES: usize = 8;
 /// Channels of a stage; twin of DEPTH.
 const DEPTH: u32 = 32;
 /// Threads of a block; twin of THREADS.
 const THREADS: u32 = 512;
 /// Output elements of a tile.
-pub(super) const TILE: usize = PATCHES * PATCH_PIXELS as usize * 64;
+pub(super) const TILE: usize = MOST_PATCHES * PATCH_PIXELS as usize * 64;
 
 /// Filters of a tile and the most slots of its halos: twins of the instances in conv_wgmma_sm90.cu and of MOST_SLOTS.
 const TILES: [(i32, i32); 2] = [(64, 648), (128, 576)];
@@ -38,6 +38,11 @@ pub(super) fn allow_shared(kernels: &Sm90Kernels) -> Result<()> {
 /// Place in [`TILES`] of an output of `channels` channels.
 fn tile_of(channels: i32) -> usize {
     usize::from(channels % 128 == 0)
+}
+
+/// Patches of a tile of an output of `channels` channels; twin of TILE_PATCHES.
+fn tile_patches(channels: i32) -> i32 {
+    MOST_PATCHES as i32 * 64 / TILES[tile_of(channels)].0
 }
 
 /// How the pixels of a tile lie in the images: fields of `across` x `down` patches, each with its halo.
@@ -74,8 +79,8 @@ impl Fields {
     /// Those with the smallest halos, then the widest, of which tiles are whole in an output [n,h,w,channels]: the epilogue's
     /// sums are of 128 pixels each.
     fn choose((n, h, w): (i32, i32, i32), channels: i32) -> Option<Fields> {
-        let (filters, most) = TILES[tile_of(channels)];
-        let patches = PATCHES as i32 * 64 / filters;
+        let (_, most) = TILES[tile_of(channels)];
+        let patches = tile_patches(channels);
         let powers = [1, 2, 4, 8];
         let all = [1, 16].into_iter().flat_map(|images| {
             let sizes = powers
@@ -136,14 +141,14 @@ struct WgmmaShape {
     products: i32,
     mirrored: i32,
     reserved: i32,
-    patches: [WgmmaPatch; PATCHES],
+    patches: [WgmmaPatch; MOST_PATCHES],
 }
 // SAFETY: plain old data without padding, laid out as its twin in the kernels.
 unsafe impl DeviceRepr for WgmmaShape {}
 
 impl WgmmaShape {
     fn new((n, h, w): (i32, i32, i32), (c, k): (i32, i32), fields: Fields) -> Self {
-        let count = PATCHES as i32 * 64 / TILES[tile_of(k)].0;
+        let count = tile_patches(k);
         let Fields { images, across, down } = fields;
         let ((patch_height, patch_width), (height, width)) = (fields.patch(), fields.edges());
         let halo_row = (width + 2) * images;
@@ -156,7 +161,7 @@ impl WgmmaShape {
                 pixel: (field * images * h + y) * w + x,
             }
         };
-        let mut patches = [WgmmaPatch::default(); PATCHES];
+        let mut patches = [WgmmaPatch::default(); MOST_PATCHES];
         for (number, place) in (0..count).zip(&mut patches) {
             *place = patch(number);
         }
@@ -244,8 +249,7 @@ mod tests {
             ((512, 12, 8), 128, None),
         ] {
             let fields = Fields::choose(images, channels);
-            let patches = if channels % 128 == 0 { 4 } else { 8 };
-            let found = fields.map(|f| (f.images, f.across, f.down, f.slots(patches)));
+            let found = fields.map(|f| (f.images, f.across, f.down, f.slots(tile_patches(channels))));
             assert_eq!(found, expected, "{images:?}, {channels}");
         }
     }
