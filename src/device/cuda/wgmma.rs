@@ -242,11 +242,13 @@ mod tests {
             ((512, 8, 8), 256, Some((1, 1, 1, 400))),
             ((512, 4, 4), 512, Some((16, 1, 4, 576))),
             ((32, 4, 8), 128, Some((16, 1, 4, 576))),
-            // No room for the halos; images that do not fill a tile.
+            ((512, 12, 8), 128, Some((16, 1, 4, 576))),
+            // No room for the halos; images, rows and columns that fill no tile.
             ((512, 8, 8), 64, None),
             ((3, 8, 8), 128, None),
             ((8, 4, 4), 128, None),
-            ((512, 12, 8), 128, None),
+            ((512, 14, 8), 128, None),
+            ((512, 8, 14), 128, None),
         ] {
             let fields = Fields::choose(images, channels);
             let found = fields.map(|f| (f.images, f.across, f.down, f.slots(tile_patches(channels))));
