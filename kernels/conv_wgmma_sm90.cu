@@ -231,12 +231,9 @@ struct TileEnd {
   __device__ __forceinline__ int pixel0(const WgmmaPlace<FILTERS>& at, int p) const {
     return at.pixel0 + shape.patches[me().first_patch + p].pixel;
   }
-  // Of the mask and of the sums, which are of one tensor where both are wanted.
-  __device__ __forceinline__ const T* x() const { return epilogue.mask.x != nullptr ? epilogue.mask.x : epilogue.sums.x; }
-
   __device__ __forceinline__ void fetch_x(const WgmmaPlace<FILTERS>& at, int p) const {
-    if (x() == nullptr) return;
-    PatchPart(shape).fetch(staged_x(), x(), pixel0(at, p), at.k0 + me().filter0, shape.k);
+    if (epilogue.x() == nullptr) return;
+    PatchPart(shape).fetch(staged_x(), epilogue.x(), pixel0(at, p), at.k0 + me().filter0, shape.k);
     cp_async_commit();
   }
   __device__ __forceinline__ void fetch_addend(const WgmmaPlace<FILTERS>& at, int p) const {
@@ -254,7 +251,7 @@ struct TileEnd {
       __syncwarp();
       NO_UNROLL for (int eight = 0; eight < 2; eight++) {
         uint32_t at_x[PAIRS] = {};
-        if (x() != nullptr) part.read(at_x, staged_x(), eight);
+        if (epilogue.x() != nullptr) part.read(at_x, staged_x(), eight);
         if (eight == 1 && p + 1 < PATCHES) {
           __syncwarp();  // all have read it
           fetch_x(at, p + 1);

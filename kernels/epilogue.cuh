@@ -32,6 +32,9 @@ struct Epilogue {
   const T* addend;  // of the output's shape, or the output itself; null for none
   int wide;         // channels and addresses of output, addend, mask and sums allow 16-byte accesses
   int reserved;
+
+  // What mask and sums read, which are of one tensor where both are wanted; null for nothing.
+  __device__ __forceinline__ const T* x() const { return mask.x != nullptr ? mask.x : sums.x; }
 };
 
 static_assert(sizeof(Sums<float>) == 32, "twin of KernelSums");
@@ -182,11 +185,9 @@ struct RowBatch {
 
   __device__ __forceinline__ Offset at(int j, int channels, int c) const { return Offset(number[j]) * channels + c; }
 
-  // Of the mask and of the sums, which are of one tensor where both are wanted.
   __device__ __forceinline__ void load_x(const Epilogue<T>& epilogue, int channels, int c) {
-    const T* from = epilogue.mask.x != nullptr ? epilogue.mask.x : epilogue.sums.x;
-    if (from != nullptr) {
-      UNROLL for (int j = 0; j < BATCH; j++) x[j].load(from + at(j, channels, c));
+    if (epilogue.x() != nullptr) {
+      UNROLL for (int j = 0; j < BATCH; j++) x[j].load(epilogue.x() + at(j, channels, c));
     }
   }
   __device__ __forceinline__ void load_addend(const Epilogue<T>& epilogue, int channels, int c) {
